@@ -1,0 +1,615 @@
+package gormsessions
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"gorm.io/datatypes"
+	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+	"gorm.io/gorm/schema"
+)
+
+// The plugin works by callbacks on the model's schema, not by BeforeCreate
+// methods: such a method is shadowed by the embedding struct's own, skipped with
+// SkipHooks and by map creates, and two embedded ones cancel each other. A
+// session would then be stored with an empty digest.
+
+const (
+	ownUpdate = "gormsessions:own_update" // set to the binding on its own UPDATEs
+	snapshots = "gormsessions:snapshots"  // the values of a create as they were
+	savedMap  = "gorm:saved_association_map"
+	maxReason = 255 // characters; the column's size
+)
+
+var (
+	errNilSession = fmt.Errorf("%w: the session is nil", ErrInvalidValue)
+	errUnsaved    = fmt.Errorf("%w: the session was not saved", ErrInvalidValue)
+	errJoins      = fmt.Errorf("%w: GORM ignores joins (WithOwner is one) in updates and deletes: limit by a subquery", ErrInvalidValue)
+
+	// errNothingToInsert ends GORM's create of an association whose sessions are
+	// all stored already. It never leaves the callbacks.
+	errNothingToInsert = errors.New("gormsessions: nothing to insert")
+)
+
+// GormValue implements [gorm.Valuer]. An empty digest is an error, whichever way
+// it came to be bound: nothing is ever stored or found under one.
+func (d Digest) GormValue(_ context.Context, db *gorm.DB) clause.Expr {
+	if len(d) == 0 {
+		_ = db.AddError(fmt.Errorf("%w: there is no token digest (was a callback of gormsessions removed or replaced?)", ErrUnsafeCreate))
+	}
+	return clause.Expr{SQL: "?", Vars: []any{boundDigest(d)}}
+}
+
+// boundDigest is a digest among a statement's parameters: bytes for the driver,
+// redacted for GORM's logger, which looks for a Stringer.
+type boundDigest []byte
+
+func (boundDigest) String() string { return redacted }
+
+// callback is one of the plugin's among GORM's own.
+type callback struct {
+	name  string
+	chain interface{ Remove(name string) error }
+	get   func(name string) func(*gorm.DB)
+	place interface {
+		Register(name string, fn func(*gorm.DB)) error
+	}
+	handle func(*gorm.DB)
+}
+
+func (b *binding) callbacks() []callback {
+	var (
+		prefix = pluginName(b.schema.ModelType) + ":"
+		create = b.root.Callback().Create()
+		update = b.root.Callback().Update()
+		remove = b.root.Callback().Delete()
+	)
+	return []callback{
+		// After the application's BeforeCreate and BeforeUpdate: the last word
+		// on what is written is the plugin's.
+		{prefix + "before_create", create, create.Get,
+			create.After("gorm:before_create").Before("gorm:save_before_associations"), b.beforeCreate},
+		{prefix + "after_create", create, create.Get,
+			create.After("gorm:commit_or_rollback_transaction"), b.afterCreate},
+		{prefix + "before_update", update, update.Get,
+			update.After("gorm:before_update").Before("gorm:save_before_associations"), b.beforeUpdate},
+		{prefix + "before_delete", remove, remove.Get,
+			remove.After("gorm:before_delete").Before("gorm:delete"), b.beforeDelete},
+		{prefix + "after_delete", remove, remove.Get,
+			remove.After("gorm:delete").Before("gorm:after_delete"), b.afterOwnerDelete},
+	}
+}
+
+// register adds the callbacks, all or none.
+func (b *binding) register() error {
+	list := b.callbacks()
+	for i, c := range list {
+		err := c.place.Register(c.name, c.handle)
+		if err == nil {
+			continue
+		}
+		for _, done := range list[:i+1] {
+			_ = done.chain.Remove(done.name)
+		}
+		return fmt.Errorf("gormsessions: register the callback %s: %w", c.name, err)
+	}
+	b.registered = list
+	return nil
+}
+
+// intact notices a callback of the plugin that was removed or replaced. (Where
+// before_create itself is gone, the digest that is missing ends the create.)
+func (b *binding) intact() error {
+	for _, c := range b.registered {
+		if now := c.get(c.name); now == nil || reflect.ValueOf(now).Pointer() != reflect.ValueOf(c.handle).Pointer() {
+			return fmt.Errorf("%w: the callback %s was removed or replaced", ErrUnsafeCreate, c.name)
+		}
+	}
+	return nil
+}
+
+func (b *binding) mine(stmt *gorm.Statement) bool {
+	return stmt.Schema != nil && stmt.Schema.ModelType == b.schema.ModelType
+}
+
+// snapshot is a session as it was before the plugin filled it in.
+type snapshot struct {
+	value   reflect.Value
+	base    Base
+	ownerID any
+}
+
+// beforeCreate fills in the sessions of a create, or refuses it.
+func (b *binding) beforeCreate(db *gorm.DB) {
+	stmt := db.Statement
+	if db.Error != nil || !b.mine(stmt) {
+		return
+	}
+	association, err := b.checkCreate(db)
+	if err != nil {
+		_ = db.AddError(err)
+		return
+	}
+	// The owner is only read: GORM would else write its row.
+	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
+
+	values, err := elements(stmt.ReflectValue)
+	if err != nil {
+		_ = db.AddError(err)
+		return
+	}
+	fresh := make([]reflect.Value, 0, len(values))
+	for _, v := range values {
+		switch base := sessionAt(v); {
+		case len(base.TokenDigest) == 0:
+			fresh = append(fresh, v)
+		case !association:
+			_ = db.AddError(fmt.Errorf("%w: the session %s was created before: create a new value, and change this one with Updates", ErrUnsafeCreate, base.ID))
+			return
+		}
+	}
+	if association {
+		b.createAssociated(db, values, fresh)
+	}
+	if db.Error != nil {
+		return
+	}
+
+	before := make([]snapshot, len(fresh))
+	for i, v := range fresh {
+		before[i] = snapshot{value: v, base: *sessionAt(v)}
+		if b.ownerID != nil {
+			before[i].ownerID, _ = b.ownerID.ValueOf(stmt.Context, v)
+		}
+	}
+	db.InstanceSet(snapshots, before)
+	now := nowOf(db)
+	for _, v := range fresh {
+		if err := b.fill(db, v, now); err != nil {
+			_ = db.AddError(err)
+			return
+		}
+	}
+}
+
+// afterCreate puts the values of a create that stored nothing back as they were:
+// a token that is in no database must not be handed out.
+func (b *binding) afterCreate(db *gorm.DB) {
+	if !b.mine(db.Statement) {
+		return
+	}
+	if db.Error == errNothingToInsert {
+		db.Error = nil
+		return
+	}
+	if db.Error == nil && !db.DryRun {
+		return
+	}
+	before, _ := db.InstanceGet(snapshots)
+	list, _ := before.([]snapshot)
+	for _, s := range list {
+		*sessionAt(s.value) = s.base
+		if b.ownerID != nil {
+			_ = b.ownerID.Set(db.Statement.Context, s.value, s.ownerID)
+		}
+	}
+}
+
+// checkCreate refuses the creates that cannot store a digest, and reports
+// whether this one is GORM's, for an association of another model.
+func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
+	stmt := db.Statement
+	if err := b.intact(); err != nil {
+		return false, err
+	}
+	if k := stmt.ReflectValue.Kind(); k != reflect.Struct && k != reflect.Slice && k != reflect.Array || isMaps(stmt.ReflectValue) {
+		return false, fmt.Errorf("%w: %s is created from a struct or a slice of them, not from %T", ErrUnsafeCreate, b.schema.Name, stmt.Dest)
+	}
+	selected, restricted := stmt.SelectAndOmitColumns(true, false)
+	for _, f := range b.required() {
+		if keep, said := selected[f.DBName]; said && !keep || !said && restricted {
+			return false, fmt.Errorf("%w: Select or Omit leaves out %s: every column of the session must be stored", ErrUnsafeCreate, f.DBName)
+		}
+	}
+	conflict, upsert := stmt.Clauses["ON CONFLICT"]
+	if !upsert {
+		return false, nil
+	}
+	onConflict, _ := conflict.Expression.(clause.OnConflict)
+	if _, nested := db.Get(savedMap); !nested || onConflict.UpdateAll != db.FullSaveAssociations {
+		return false, fmt.Errorf("%w: an upsert, or Save of a session that is not stored any more, could overwrite or revive one", ErrUnsafeCreate)
+	}
+	return true, nil
+}
+
+// createAssociated leaves only the new ones of an association's sessions to
+// GORM's insert. It would write the stored ones too, with ON CONFLICT: a new
+// token for a session that keeps its old one, or a deleted session back.
+func (b *binding) createAssociated(db *gorm.DB, values, fresh []reflect.Value) {
+	stmt := db.Statement
+	delete(stmt.Clauses, "ON CONFLICT")
+	if db.FullSaveAssociations {
+		for _, v := range values {
+			if slices.Contains(fresh, v) {
+				continue
+			}
+			tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: stmt.SkipHooks})
+			value := v.Addr().Interface()
+			if db.AddError(tx.Select("*").Omit(clause.Associations).Updates(value).Error) != nil {
+				return
+			}
+		}
+	}
+	switch len(fresh) {
+	case 0:
+		db.Error = errNothingToInsert
+	case len(values):
+	default:
+		list := reflect.New(reflect.SliceOf(reflect.PointerTo(b.schema.ModelType)))
+		for _, v := range fresh {
+			list.Elem().Set(reflect.Append(list.Elem(), v.Addr()))
+		}
+		stmt.Dest, stmt.ReflectValue = list.Interface(), list.Elem()
+	}
+}
+
+// fill makes a value a session: its owner, token, digest and times.
+func (b *binding) fill(db *gorm.DB, v reflect.Value, now time.Time) error {
+	base := sessionAt(v)
+	if err := b.fillOwner(db, v); err != nil {
+		return err
+	}
+	switch {
+	case base.Token == "":
+		base.Token = b.format.newToken()
+	case !b.format.matches(string(base.Token)):
+		return fmt.Errorf("%w: Token is not of the plugin's own format: leave it empty", ErrInvalidValue)
+	}
+	base.TokenDigest = b.hashers[0].Digest(string(base.Token))
+	if n := len(base.TokenDigest); n > maxDigest {
+		return fmt.Errorf("%w: Config.Hashers[0] made a digest of %d bytes, at most %d fit", ErrInvalidValue, n, maxDigest)
+	}
+	if base.ID == uuid.Nil {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return fmt.Errorf("gormsessions: create: %w", err)
+		}
+		base.ID = id
+	}
+	if err := base.fillTimes(now, b.idleTime, b.lifetime); err != nil {
+		return err
+	}
+	if base.Data == nil {
+		base.Data = datatypes.JSONMap{}
+	}
+	if err := checkData(base.Data); err != nil {
+		return err
+	}
+	return b.checkTexts(func(f *schema.Field) (any, bool) {
+		value, zero := f.ValueOf(db.Statement.Context, v)
+		return value, !zero
+	})
+}
+
+func (b *binding) fillOwner(db *gorm.DB, v reflect.Value) error {
+	if b.owner == nil {
+		return nil
+	}
+	ctx := db.Statement.Context
+	key, zero := b.ownerID.ValueOf(ctx, v)
+	if owner, none := b.owner.Field.ValueOf(ctx, v); !none {
+		saved, unsaved := b.owner.References[0].PrimaryKey.ValueOf(ctx, reflect.ValueOf(owner))
+		if unsaved {
+			return fmt.Errorf("%w: save it before its session", ErrZeroOwner)
+		}
+		if !zero && key != saved {
+			return fmt.Errorf("%w: Owner has the key %v, but OwnerID is %v", ErrWrongOwner, saved, key)
+		}
+		return b.ownerID.Set(ctx, v, saved)
+	}
+	if zero {
+		return fmt.Errorf("%w: set Owner or OwnerID", ErrZeroOwner)
+	}
+	return nil
+}
+
+func (base *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
+	if base.IdleTimeout < 0 {
+		return fmt.Errorf("%w: IdleTimeout is negative: use gormsessions.Never for no limit", ErrInvalidValue)
+	}
+	if n := utf8.RuneCountInString(base.RevokedReason); n > maxReason {
+		return fmt.Errorf("%w: RevokedReason has %d characters, at most %d fit", ErrInvalidValue, n, maxReason)
+	}
+	optional, always := base.times()
+	for name, t := range optional {
+		normal, err := storedTime(name, *t)
+		if err != nil {
+			return err
+		}
+		*t = normal
+	}
+	for name, t := range always {
+		if t.IsZero() {
+			*t = now
+		}
+		normal, err := storedTime(name, t)
+		if err != nil {
+			return err
+		}
+		*t = *normal
+	}
+	if base.IdleTimeout == 0 && base.ExpiresAt == nil {
+		base.IdleTimeout = idle
+	}
+	if base.Deadline == nil && lifetime > 0 {
+		deadline := now.Add(lifetime)
+		base.Deadline = &deadline
+	}
+	if base.ExpiresAt == nil && base.slides() {
+		expiry := stored(now.Add(base.IdleTimeout))
+		base.ExpiresAt = &expiry
+	}
+	base.capExpiry()
+	return nil
+}
+
+// beforeUpdate keeps an update of the application's to its own columns.
+func (b *binding) beforeUpdate(db *gorm.DB) {
+	stmt := db.Statement
+	if db.Error != nil || !b.mine(stmt) {
+		return
+	}
+	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
+	if len(stmt.Joins) > 0 {
+		_ = db.AddError(errJoins)
+		return
+	}
+	if own, ok := db.Get(ownUpdate); ok && own == b {
+		return
+	}
+	if err := b.checkUpdate(stmt); err != nil {
+		_ = db.AddError(err)
+	}
+}
+
+func (b *binding) checkUpdate(stmt *gorm.Statement) error {
+	if set, ok := stmt.Clauses["SET"].Expression.(clause.Set); ok { // GORM's generics API
+		values := make(map[string]any, len(set))
+		for _, a := range set {
+			values[a.Column.Name] = a.Value
+		}
+		return b.checkMap(values)
+	}
+	if values, ok := stmt.Dest.(map[string]any); ok {
+		if err := b.checkMap(values); err != nil {
+			return err
+		}
+		// nil is stored as {}. The map is the caller's, so a copy is changed.
+		for name, value := range values {
+			if m, isMap := value.(datatypes.JSONMap); stmt.Schema.LookUpField(name) == b.data && (value == nil || isMap && m == nil) {
+				values = maps.Clone(values)
+				values[name] = datatypes.JSONMap{}
+				stmt.Dest = values
+			}
+		}
+		return nil
+	}
+	if session, ok := stmt.Dest.(Model); ok && !reflect.ValueOf(session).IsNil() {
+		base := session.SessionBase()
+		if base.Data == nil {
+			base.Data = datatypes.JSONMap{}
+		}
+		if err := checkData(base.Data); err != nil {
+			return err
+		}
+		return b.checkTexts(func(f *schema.Field) (any, bool) {
+			value, zero := f.ValueOf(stmt.Context, reflect.ValueOf(session))
+			return value, !zero
+		})
+	}
+	return nil
+}
+
+// checkMap refuses columns that an update names, but GORM would silently leave
+// as they are, and values that cannot be stored.
+func (b *binding) checkMap(values map[string]any) error {
+	for name, value := range values {
+		f := b.schema.LookUpField(name)
+		if f == nil {
+			continue
+		}
+		if b.readOnly(f) {
+			return fmt.Errorf("%w: %s is written by the plugin's methods only (Extend, SetExpiry, Revoke)", ErrReadOnlyColumn, f.DBName)
+		}
+		if data, ok := value.(datatypes.JSONMap); ok && f == b.data {
+			if err := checkData(data); err != nil {
+				return err
+			}
+		}
+	}
+	return b.checkTexts(func(f *schema.Field) (any, bool) {
+		for name, value := range values {
+			if b.schema.LookUpField(name) == f {
+				return value, true
+			}
+		}
+		return nil, false
+	})
+}
+
+// beforeDelete refuses what GORM would leave out of a DELETE: more would be
+// deleted than was asked for.
+func (b *binding) beforeDelete(db *gorm.DB) {
+	if db.Error == nil && b.mine(db.Statement) && len(db.Statement.Joins) > 0 {
+		_ = db.AddError(errJoins)
+	}
+}
+
+// afterOwnerDelete deletes the sessions of an owner that GORM deleted, where no
+// foreign key does: SQLite enforces them only on connections opened with
+// _foreign_keys=on, and an application may have told GORM to make none.
+func (b *binding) afterOwnerDelete(db *gorm.DB) {
+	stmt := db.Statement
+	if db.Error != nil || db.DryRun || b.owner == nil || stmt.Schema == nil || db.RowsAffected == 0 ||
+		stmt.Schema.ModelType != b.owner.FieldSchema.ModelType {
+		return
+	}
+	tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: true})
+	if !tx.DisableForeignKeyConstraintWhenMigrating && !tx.IgnoreRelationshipsWhenMigrating {
+		if tx.Name() != "sqlite" {
+			return
+		}
+		var enforced int
+		if err := tx.Raw("PRAGMA foreign_keys").Row().Scan(&enforced); err != nil || enforced == 1 {
+			_ = db.AddError(err)
+			return
+		}
+	}
+	owners := tx.Unscoped().Model(reflect.New(stmt.Schema.ModelType).Interface()).
+		Select("1").Where("? = ?", clause.Column{Table: b.schema.Table, Name: b.ownerID.DBName}, at(b.owner.References[0].PrimaryKey))
+	orphans := tx.Unscoped().Where("NOT EXISTS (?)", owners).Delete(reflect.New(b.schema.ModelType).Interface())
+	_ = db.AddError(orphans.Error)
+}
+
+// required are the columns that every create must store.
+func (b *binding) required() []*schema.Field {
+	list := make([]*schema.Field, 0, 16)
+	for _, c := range b.base() {
+		list = append(list, *c.field)
+	}
+	if b.owner != nil {
+		list = append(list, b.ownerID)
+	}
+	return list
+}
+
+func (b *binding) ownerName() []string {
+	if b.owner == nil {
+		return nil
+	}
+	return []string{b.owner.Name}
+}
+
+func sessionAt(v reflect.Value) *Base { return v.Addr().Interface().(Model).SessionBase() }
+
+func isMaps(v reflect.Value) bool {
+	return v.Kind() != reflect.Struct && v.Type().Elem().Kind() == reflect.Map
+}
+
+// elements are the structs of a create's value.
+func elements(v reflect.Value) ([]reflect.Value, error) {
+	if v.Kind() == reflect.Struct {
+		if !v.CanAddr() {
+			return nil, fmt.Errorf("%w: give the create a pointer, or its token is lost", ErrUnsafeCreate)
+		}
+		return []reflect.Value{v}, nil
+	}
+	list := make([]reflect.Value, v.Len())
+	for i := range list {
+		list[i] = reflect.Indirect(v.Index(i))
+		if !list[i].IsValid() {
+			return nil, fmt.Errorf("%w: element %d is nil", ErrInvalidValue, i)
+		}
+		if !list[i].CanAddr() {
+			return nil, fmt.Errorf("%w: give the create a pointer, or its tokens are lost", ErrUnsafeCreate)
+		}
+	}
+	return list, nil
+}
+
+// storedTime is t as the databases keep it, in a new variable.
+func storedTime(name string, t *time.Time) (*time.Time, error) {
+	if t == nil {
+		return nil, nil
+	}
+	normal := stored(*t)
+	if y := normal.Year(); y < 1000 || y > 9999 {
+		return nil, fmt.Errorf("%w: %s is in the year %d: databases keep 1000 to 9999 (nil is never)", ErrInvalidValue, name, y)
+	}
+	return &normal, nil
+}
+
+func sameTime(a, b *time.Time) bool {
+	return a == b || a != nil && b != nil && a.Equal(*b)
+}
+
+// inUTC makes all nodes see the same values, whatever zone their driver reads
+// times in.
+func (b *Base) inUTC() {
+	optional, always := b.times()
+	for _, t := range optional {
+		if *t != nil {
+			utc := (*t).UTC()
+			*t = &utc
+		}
+	}
+	for _, t := range always {
+		*t = t.UTC()
+	}
+}
+
+// checkTexts refuses text that some database would refuse or change.
+func (b *binding) checkTexts(value func(*schema.Field) (any, bool)) error {
+	for _, f := range b.schema.Fields {
+		if f.DBName == "" || f.IndirectFieldType.Kind() != reflect.String || f.Serializer != nil {
+			continue
+		}
+		v, ok := value(f)
+		if !ok {
+			continue
+		}
+		if rv := reflect.Indirect(reflect.ValueOf(v)); rv.IsValid() && rv.Kind() == reflect.String {
+			if err := checkText(f.Name, rv.String()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkText(name, text string) error {
+	switch {
+	case !utf8.ValidString(text):
+		return fmt.Errorf("%w: %s is not valid UTF-8", ErrInvalidValue, name)
+	case strings.IndexByte(text, 0) >= 0:
+		return fmt.Errorf("%w: %s holds a NUL byte, which PostgreSQL cannot store", ErrInvalidValue, name)
+	}
+	return nil
+}
+
+// checkData refuses what would not come back as it was: GORM's JSONMap drops the
+// error of a value that is no JSON, and encoding/json replaces invalid UTF-8.
+func checkData(data datatypes.JSONMap) error {
+	if len(data) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(map[string]any(data))
+	if err != nil {
+		return fmt.Errorf("%w: Data: %w", ErrInvalidValue, err)
+	}
+	// A replacement character of the application's own is not escaped.
+	for rest := text; ; rest = rest[2:] {
+		i := bytes.IndexByte(rest, '\\')
+		if i < 0 {
+			return nil
+		}
+		rest = rest[i:]
+		switch {
+		case bytes.HasPrefix(rest, []byte(`\u0000`)):
+			return fmt.Errorf("%w: Data holds a NUL byte, which PostgreSQL cannot store", ErrInvalidValue)
+		case bytes.HasPrefix(rest, []byte(`\ufffd`)):
+			return fmt.Errorf("%w: Data holds text that is not valid UTF-8", ErrInvalidValue)
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package gormsessions
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"gorm.io/datatypes"
+	"gorm.io/gorm"
+)
+
+// Session is what applications embed to give their sessions an owner:
+//
+//	type UserSession struct {
+//		gormsessions.Session[User, uint]
+//		Device string
+//	}
+//
+// O is the owner's model and K the Go type of its primary key. The column
+// takes that very type, so no conversion can mistake one owner for another;
+// a K that does not fit is an error when the plugin is registered.
+//
+// Set Owner (saved before) or OwnerID to create a session; one without an
+// owner is refused with [ErrZeroOwner]. The foreign key deletes the sessions of
+// a deleted owner. An owner's own side of the association is written
+//
+//	Sessions []UserSession `gorm:"foreignKey:OwnerID"`
+type Session[O any, K comparable] struct {
+	Base
+	OwnerID K  `gorm:"<-:create;not null;index"`
+	Owner   *O `gorm:"belongsTo;foreignKey:OwnerID;constraint:OnUpdate:CASCADE,OnDelete:CASCADE"`
+}
+
+// Base is a session without an owner's model: embed it, not [Session], where
+// the owner is not in this database, or where one table serves owners of
+// several kinds (an OwnerType and an OwnerID of the application's own, for
+// GORM's polymorphic associations).
+//
+// All of it but Data is create-only for GORM: Save, Updates and UpdateColumn of
+// a stale value cannot revive a session, move it or change its token. The
+// methods of [Plugin] write these columns.
+type Base struct {
+	// ID is a UUIDv7. It is no secret: it may be shown to the owner and
+	// written to logs. Default: made on create.
+	ID uuid.UUID `gorm:"primaryKey;<-:create;not null"`
+
+	// Token is the secret, on a value that was just created, and nowhere else:
+	// string(s.Token) is the only copy. It has no column.
+	Token Token `gorm:"-"`
+
+	// TokenDigest is what the database keeps of the token.
+	TokenDigest Digest `gorm:"<-:create;not null;size:64;uniqueIndex"`
+
+	// Data is the application's own; nil is stored as {}. Numbers come back as
+	// json.Number.
+	Data datatypes.JSONMap `gorm:"not null"`
+
+	// ExpiresAt is the one moment that decides: from it on the session is
+	// expired. Nil: it never expires.
+	ExpiresAt *time.Time `gorm:"<-:create;precision:6;index"`
+
+	// IdleTimeout is how far each use pushes ExpiresAt; 0: it is fixed. On
+	// create, when this and ExpiresAt are both unset, the Config's is taken;
+	// ExpiresAt alone stays fixed. Never: no expiry by idleness.
+	IdleTimeout time.Duration `gorm:"<-:create;not null"`
+
+	// Deadline is the absolute timeout: ExpiresAt is never later. Nil: none.
+	// On create, nil means the Config's AbsoluteTimeout from then on.
+	Deadline *time.Time `gorm:"<-:create;precision:6"`
+
+	// LastUsedAt is when the session was last used, exact to the Config's
+	// TouchInterval. Nil: not since it was created.
+	LastUsedAt *time.Time `gorm:"<-:create;precision:6"`
+
+	// AuthenticatedAt is when the person last proved who they are. Default:
+	// the creation.
+	AuthenticatedAt time.Time `gorm:"<-:create;not null;precision:6"`
+
+	// RevokedAt is when the session was ended on purpose, RevokedReason why.
+	RevokedAt     *time.Time `gorm:"<-:create;precision:6"`
+	RevokedReason string     `gorm:"<-:create;not null;size:255"`
+
+	CreatedAt time.Time `gorm:"<-:create;not null;precision:6"`
+	UpdatedAt time.Time `gorm:"<-:create;not null;precision:6"`
+}
+
+// Model is what embeds [Session] or [Base]. Embedding implements it; only a
+// struct that holds one of them in a named field writes the method itself, and
+// returns the address of its Base.
+type Model interface{ SessionBase() *Base }
+
+// SessionBase returns b. It makes a struct that embeds Base a [Model].
+func (b *Base) SessionBase() *Base { return b }
+
+// IsActive reports whether the session, as loaded, is neither revoked nor
+// expired now. It asks no database: [Plugin.Authenticate] does.
+func (b *Base) IsActive() bool { return b.activeAt(time.Now()) }
+
+// IsExpired reports whether ExpiresAt has come. It is false for a session that
+// never expires.
+func (b *Base) IsExpired() bool { return b.expiredAt(time.Now()) }
+
+// IsRevoked reports whether the session was ended on purpose.
+func (b *Base) IsRevoked() bool { return b.RevokedAt != nil }
+
+// IsFresh reports whether the person proved who they are within the last d:
+// what to ask before a dangerous action.
+func (b *Base) IsFresh(d time.Duration) bool { return time.Since(b.AuthenticatedAt) <= d }
+
+func (b *Base) activeAt(now time.Time) bool { return b.RevokedAt == nil && !b.expiredAt(now) }
+
+func (b *Base) expiredAt(now time.Time) bool {
+	return b.ExpiresAt != nil && !now.Before(*b.ExpiresAt)
+}
+
+// slides reports whether a use pushes the expiry.
+func (b *Base) slides() bool { return b.IdleTimeout > 0 && b.IdleTimeout != Never }
+
+// capExpiry keeps the expiry within the absolute timeout.
+func (b *Base) capExpiry() {
+	if b.Deadline != nil && (b.ExpiresAt == nil || b.ExpiresAt.After(*b.Deadline)) {
+		b.ExpiresAt = b.Deadline
+	}
+}
+
+// times are the columns of Base that hold one, by name.
+func (b *Base) times() (optional map[string]**time.Time, always map[string]*time.Time) {
+	return map[string]**time.Time{
+			"ExpiresAt": &b.ExpiresAt, "Deadline": &b.Deadline, "LastUsedAt": &b.LastUsedAt, "RevokedAt": &b.RevokedAt,
+		}, map[string]*time.Time{
+			"AuthenticatedAt": &b.AuthenticatedAt, "CreatedAt": &b.CreatedAt, "UpdatedAt": &b.UpdatedAt,
+		}
+}
+
+const redacted = "[redacted]"
+
+// Token is a session's secret. It hides itself: fmt (every verb), log/slog,
+// encoding/json, encoding/xml and encoding/gob show [redacted]. string(t) is
+// the deliberate way to get it. (fmt cannot call the methods of a value in an
+// unexported field: do not print structs that keep a token in one.)
+type Token string
+
+// Digest is what a [Hasher] makes of a token. It hides itself as [Token] does,
+// also from GORM's logger, which prints the parameters of statements.
+type Digest []byte
+
+func (Token) String() string               { return redacted }
+func (Token) GoString() string             { return redacted }
+func (Token) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, redacted) }
+func (Token) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// MarshalBinary hides the token from encoding/gob.
+func (Token) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+
+// UnmarshalText leaves t empty: no token is ever read back from what
+// MarshalText wrote, nor taken from a client's JSON.
+func (t *Token) UnmarshalText([]byte) error { *t = ""; return nil }
+
+// UnmarshalBinary leaves t empty, as UnmarshalText does.
+func (t *Token) UnmarshalBinary([]byte) error { *t = ""; return nil }
+
+func (Digest) String() string               { return redacted }
+func (Digest) GoString() string             { return redacted }
+func (Digest) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, redacted) }
+func (Digest) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (Digest) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// MarshalBinary hides the digest from encoding/gob.
+func (Digest) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+
+// UnmarshalText leaves d empty: no digest is ever taken from a client's JSON.
+func (d *Digest) UnmarshalText([]byte) error { *d = nil; return nil }
+
+// UnmarshalBinary leaves d empty, as UnmarshalText does.
+func (d *Digest) UnmarshalBinary([]byte) error { *d = nil; return nil }
+
+// Scan implements [database/sql.Scanner].
+func (d *Digest) Scan(value any) error {
+	switch v := value.(type) {
+	case nil:
+		*d = nil
+	case []byte:
+		*d = append(Digest(nil), v...)
+	case string:
+		*d = Digest(v)
+	default:
+		return fmt.Errorf("gormsessions: scan: a token digest is bytes, not %T", value)
+	}
+	return nil
+}
+
+// These are the errors that callers tell apart. All others are failures of the
+// database or of the call, and never mean "not signed in".
+var (
+	// ErrNoSession says that there is no such session: the token is unknown,
+	// malformed, expired or revoked, all the same. It matches
+	// gorm.ErrRecordNotFound. From Authenticate, Lookup, Get, Extend, SetExpiry.
+	ErrNoSession error = noSession{}
+
+	// ErrNotRegistered: the plugin was not registered with db.Use, or With was
+	// given a *gorm.DB that it is not registered on. From every method.
+	ErrNotRegistered = errors.New("gormsessions: the plugin is not registered on this *gorm.DB: call db.Use(sessions) first")
+
+	// ErrZeroOwner: the owner is nil, not saved yet, or its key is zero. From
+	// creates, ForUser and ForOwner.
+	ErrZeroOwner = errors.New("gormsessions: the owner is nil, not saved yet, or has a zero key")
+
+	// ErrWrongOwner: the owner is of another model, or the key of another type,
+	// than the session's. From creates, ForUser and ForOwner.
+	ErrWrongOwner = errors.New("gormsessions: the owner does not fit the session's model")
+
+	// ErrUnknownField: Where was given a name that is no column of the model.
+	ErrUnknownField = errors.New("gormsessions: unknown field")
+
+	// ErrInvalidValue: a value does not fit its column, or the databases could
+	// not store it exactly. From creates, updates and Where.
+	ErrInvalidValue = errors.New("gormsessions: invalid value")
+
+	// ErrNotModel: a scope was used on a statement whose model embeds neither
+	// Session nor Base, or lacks the column that the scope asks for.
+	ErrNotModel = errors.New("gormsessions: the statement's model does not fit the scope")
+
+	// ErrNoScope: Revoke was called with nothing that limits it.
+	ErrNoScope = errors.New("gormsessions: revoke needs a scope that says which sessions: it never ends all of them")
+
+	// ErrUnsafeCreate: the create could not store a new token's digest: a map,
+	// a Select or Omit that leaves out a column of the session, an upsert, or a
+	// value that was created before (Save of a deleted session among them).
+	ErrUnsafeCreate = errors.New("gormsessions: create refused")
+
+	// ErrReadOnlyColumn: a GORM update named a column that only the plugin's
+	// methods write.
+	ErrReadOnlyColumn = errors.New("gormsessions: update refused")
+)
+
+type noSession struct{}
+
+func (noSession) Error() string        { return "gormsessions: no such session" }
+func (noSession) Is(target error) bool { return target == gorm.ErrRecordNotFound }

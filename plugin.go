@@ -1,0 +1,607 @@
+// Package gormsessions keeps sessions and API keys in the application's own
+// database, as a plugin for GORM.
+//
+// An application embeds [Session] in a struct of its own, registers a [Plugin]
+// for it on the *gorm.DB that it already has, creates sessions with plain GORM
+// and asks for them with GORM scopes:
+//
+//	type UserSession struct {
+//		gormsessions.Session[User, uint]
+//		Device string
+//	}
+//
+//	sessions := gormsessions.New[UserSession](gormsessions.Config{})
+//	err := db.Use(sessions) // migrates the table user_sessions
+//
+//	s := UserSession{Device: "Firefox on Linux"}
+//	s.OwnerID = user.ID
+//	err = db.Create(&s) // string(s.Token) is the only copy of the secret
+//
+//	got, err := sessions.Authenticate(ctx, token, gormsessions.WithOwner)
+//
+// The table holds a digest in place of the token. A session slides with its
+// use, expires, and is revoked at once; [Config] has the times.
+//
+// In code that has a token, call [Plugin.Authenticate]; the scopes are for
+// lists, counts and pages of devices, not for deciding who is signed in.
+package gormsessions
+
+import (
+	"context"
+	"crypto/subtle"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+)
+
+// Plugin manages the sessions of one model T. Register it with db.Use; until
+// then every method returns [ErrNotRegistered]. It is safe for concurrent use.
+//
+// The methods take the caller's context. A database that fails gives its own
+// error, wrapped, and never [ErrNoSession].
+type Plugin[T any] struct {
+	core *core
+	tx   *gorm.DB // what With was given; nil: the *gorm.DB registered on
+}
+
+// core is what a Plugin shares with the copies that With makes.
+type core struct {
+	config Config
+	model  reflect.Type
+	bound  atomic.Pointer[binding]
+}
+
+// binding is a plugin that is registered: its model's columns on one *gorm.DB,
+// and its Config with the defaults filled in.
+type binding struct {
+	*columns
+	root     *gorm.DB
+	format   tokenFormat
+	hashers  []Hasher
+	idleTime time.Duration
+	lifetime time.Duration // 0: no absolute timeout
+	touch    time.Duration
+	foreign  bool
+
+	registered []callback
+	strayKey   string // a foreign key without the cascade, as GORM may have made it
+}
+
+var _ gorm.Plugin = (*Plugin[Base])(nil)
+
+// New makes the plugin for the session model T, which embeds [Session] or
+// [Base]. The Config is checked when it is registered with db.Use. A plugin is
+// for one *gorm.DB, and each T has one plugin there.
+func New[T any, P interface {
+	*T
+	Model
+}](config Config) *Plugin[T] {
+	return &Plugin[T]{core: &core{config: config, model: reflect.TypeFor[T]()}}
+}
+
+// Name implements [gorm.Plugin]. It differs for each T; so db.Use refuses a
+// second plugin for the same T with gorm.ErrRegistered.
+func (p *Plugin[T]) Name() string { return pluginName(p.core.model) }
+
+func pluginName(model reflect.Type) string {
+	return "gormsessions:" + model.PkgPath() + "." + model.Name()
+}
+
+// Initialize implements [gorm.Plugin]; db.Use calls it. It checks the Config and
+// the model, migrates the table unless SkipMigrate is set, and registers the
+// callbacks. When it fails, nothing stays registered.
+func (p *Plugin[T]) Initialize(db *gorm.DB) error {
+	if b := p.core.bound.Load(); b != nil {
+		return fmt.Errorf("gormsessions: the plugin for %s is registered already: each *gorm.DB takes one of its own", b.schema.Name)
+	}
+	if err := p.core.config.validate(); err != nil {
+		return err
+	}
+	b, err := bind(p.core, db.Session(&gorm.Session{NewDB: true}))
+	if err != nil {
+		return err
+	}
+	if !p.core.config.SkipMigrate {
+		if err := b.migrate(b.root); err != nil {
+			return fmt.Errorf("gormsessions: migrate %s: %w", b.schema.Table, err)
+		}
+	}
+	if err := b.register(); err != nil {
+		return err
+	}
+	p.core.bound.Store(b)
+	return nil
+}
+
+func bind(c *core, db *gorm.DB) (*binding, error) {
+	stmt := &gorm.Statement{DB: db}
+	if err := stmt.Parse(reflect.New(c.model).Interface()); err != nil {
+		return nil, fmt.Errorf("gormsessions: model %s: %w", c.model.Name(), err)
+	}
+	cols, err := columnsOf(stmt.Schema)
+	if err != nil {
+		return nil, err
+	}
+	if err := cols.check(); err != nil {
+		return nil, err
+	}
+	for _, other := range db.Plugins {
+		if r, ok := other.(registered); ok && r.binding() != nil && r.binding().schema.Table == cols.schema.Table {
+			return nil, fmt.Errorf("gormsessions: the table %s of %s belongs to the plugin for %s already: give one of them a TableName",
+				cols.schema.Table, cols.schema.Name, r.binding().schema.Name)
+		}
+	}
+	b := &binding{
+		columns:  cols,
+		root:     db,
+		format:   c.config.tokenFormat(),
+		hashers:  c.config.hashers(),
+		idleTime: c.config.idleTimeout(),
+		touch:    c.config.touchInterval(),
+		foreign:  c.config.AcceptForeign,
+	}
+	if c.config.AbsoluteTimeout != Never {
+		b.lifetime = c.config.AbsoluteTimeout
+	}
+	return b, b.fitDialect()
+}
+
+// registered is a Plugin of any T, as GORM's list of plugins holds it.
+type registered interface{ binding() *binding }
+
+func (p *Plugin[T]) binding() *binding { return p.core.bound.Load() }
+
+func registeredFor(db *gorm.DB, model reflect.Type) *binding {
+	if r, ok := db.Plugins[pluginName(model)].(registered); ok {
+		return r.binding()
+	}
+	return nil
+}
+
+// With returns the plugin inside the caller's transaction or session: all it
+// does then goes through tx. A tx of another *gorm.DB makes every method return
+// [ErrNotRegistered].
+func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] { return &Plugin[T]{core: p.core, tx: tx} }
+
+// call is one call of a method: the binding, and the statement to start from.
+// Each chain on db is a statement of its own.
+type call struct {
+	*binding
+	db *gorm.DB
+}
+
+// begin names the columns one by one, so that a column which a newer node adds
+// breaks no prepared statement.
+func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
+	b := p.core.bound.Load()
+	if b == nil {
+		return call{}, ErrNotRegistered
+	}
+	db := b.root
+	if p.tx != nil {
+		db = p.tx
+		if db.Callback() != b.root.Callback() {
+			return call{}, ErrNotRegistered
+		}
+	}
+	db = db.Session(&gorm.Session{Context: ctx, QueryFields: true})
+	return call{b, db.Model(new(T)).Session(&gorm.Session{})}, nil
+}
+
+// Create does what db.Create does: it stores a new session. The value then has
+// its ID, its times and its Token, the only copy of the secret; if it fails,
+// the value is as it was. Inside a transaction of the caller's the token is
+// good once that commits.
+//
+// Errors: [ErrZeroOwner], [ErrWrongOwner], [ErrInvalidValue], and
+// [ErrUnsafeCreate] for a value that was created before.
+func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if session == nil {
+		return errNilSession
+	}
+	return wrap("create", c.db.Create(session).Error)
+}
+
+// Authenticate returns the active session of a token, or [ErrNoSession]. It
+// looks it up by its digest, in one query, with [WithOwner] the owner's row
+// included. When it is due (see Config.TouchInterval) a second, guarded
+// statement extends the session and notes its use; the session is returned as
+// it then is.
+//
+// Scopes limit further: a session that they leave out is no session. A token
+// that is not of the plugin's format costs no query. An extension that fails, on
+// a read-only database say, is logged by GORM's logger and does not refuse the
+// session, which was read as active.
+func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Scope) (*T, error) {
+	c, digests, err := p.present(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	session, err := p.lookup(c, digests, scopes)
+	if err != nil {
+		return nil, wrap("authenticate", err)
+	}
+	base, now := sessionIn(session), nowOf(c.db)
+	if !c.due(base, now) {
+		return session, nil
+	}
+	won, err := c.use(base, now, true)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, wrap("authenticate", err)
+	case err != nil:
+		c.db.Logger.Warn(ctx, "gormsessions: session %s is active, but noting its use failed: %v", base.ID, err)
+	case !won:
+		// Somebody else wrote it in between: what they left is what counts.
+		if session, err = p.lookup(c.locked(), digests, scopes); err != nil {
+			return nil, wrap("authenticate", err)
+		}
+	}
+	return session, nil
+}
+
+// Lookup is Authenticate without any write.
+func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (*T, error) {
+	c, digests, err := p.present(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	session, err := p.lookup(c, digests, scopes)
+	return session, wrap("lookup", err)
+}
+
+// present begins a call that a token is presented to. One that cannot be valid
+// ends it here, before anything that costs.
+func (p *Plugin[T]) present(ctx context.Context, token string) (call, digests, error) {
+	b := p.core.bound.Load()
+	if b == nil {
+		return call{}, nil, ErrNotRegistered
+	}
+	digests := b.digests(token)
+	if len(digests) == 0 {
+		return call{}, nil, ErrNoSession
+	}
+	c, err := p.begin(ctx)
+	return c, digests, err
+}
+
+func (p *Plugin[T]) lookup(c call, digests digests, scopes []Scope) (*T, error) {
+	db := c.db
+	for _, scope := range scopes {
+		db = scope(db)
+	}
+	session, err := p.take(and(db.Clauses(), c.digestIn(digests)))
+	if err != nil {
+		return nil, err
+	}
+	// The last word is not the query's, which a scope may have widened.
+	base := sessionIn(session)
+	if !digests.hold(base.TokenDigest) || !base.activeAt(nowOf(c.db)) {
+		return nil, ErrNoSession
+	}
+	return session, nil
+}
+
+// Get returns the session that the scopes limit to, in whatever state, the
+// newest if there are several, or [ErrNoSession].
+func (p *Plugin[T]) Get(ctx context.Context, scopes ...Scope) (*T, error) {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	session, err := p.take(c.db.Scopes(scopes...).Scopes(c.newestFirst))
+	return session, wrap("get", err)
+}
+
+// List returns the sessions that the scopes limit to, in whatever state; with
+// no scope, all. They come newest first, unless a scope orders them.
+func (p *Plugin[T]) List(ctx context.Context, scopes ...Scope) ([]T, error) {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []T
+	if err := c.db.Scopes(scopes...).Scopes(c.newestFirst).Find(&list).Error; err != nil {
+		return nil, wrap("list", err)
+	}
+	for i := range list {
+		sessionIn(&list[i]).inUTC()
+	}
+	return list, nil
+}
+
+// Count returns how many sessions the scopes limit to; with no scope, all.
+func (p *Plugin[T]) Count(ctx context.Context, scopes ...Scope) (int64, error) {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var n int64
+	err = c.db.Scopes(scopes...).Count(&n).Error
+	return n, wrap("count", err)
+}
+
+// Extend pushes the session's expiry now, as a use does, whatever the
+// TouchInterval: to now + IdleTimeout, never past its Deadline, never back. A
+// fixed expiry stays. The value then has the times that are stored.
+// [ErrNoSession] if the session has ended.
+func (p *Plugin[T]) Extend(ctx context.Context, session *T) error {
+	return p.rewrite(ctx, "extend", session, func(c call, base *Base, now time.Time) (bool, error) {
+		if !base.activeAt(now) {
+			return false, ErrNoSession
+		}
+		return c.use(base, now, false)
+	})
+}
+
+// SetExpiry sets when the session expires; nil: never. From then on the expiry
+// is fixed (IdleTimeout is 0): no use moves it. It is never past the session's
+// Deadline, which is taken in its place. A time that has come ends the session;
+// one in the future revalidates an expired session, but never a revoked one,
+// which is [ErrNoSession].
+func (p *Plugin[T]) SetExpiry(ctx context.Context, session *T, expiresAt *time.Time) error {
+	expiry, err := storedTime("expiresAt", expiresAt)
+	if err != nil {
+		return err
+	}
+	return p.rewrite(ctx, "set expiry", session, func(c call, base *Base, now time.Time) (bool, error) {
+		if base.RevokedAt != nil {
+			return false, ErrNoSession
+		}
+		next := *base
+		next.ExpiresAt, next.IdleTimeout, next.UpdatedAt = expiry, 0, now
+		next.capExpiry()
+		return c.write(base, next, clause.Eq{Column: at(c.revokedAt), Value: nil})
+	})
+}
+
+// rewrite changes one session by a guarded write: the stored row is read, and
+// read again if somebody else changed it in between.
+func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write func(call, *Base, time.Time) (bool, error)) error {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if session == nil {
+		return errNilSession
+	}
+	base := sessionIn(session)
+	if base.ID == uuid.Nil {
+		return errUnsaved
+	}
+	for range 10 {
+		row, err := p.take(c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}))
+		if err != nil {
+			return wrap(op, err)
+		}
+		current := sessionIn(row)
+		won, err := write(c, current, nowOf(c.db))
+		if err != nil {
+			return wrap(op, err)
+		}
+		if won {
+			current.Token, current.Data = base.Token, base.Data
+			*base = *current
+			return nil
+		}
+		c = c.locked()
+	}
+	return fmt.Errorf("gormsessions: %s: session %s kept changing: try again", op, base.ID)
+}
+
+// Revoke ends the sessions that the scopes limit to, at once and for good, and
+// returns how many it ended; one that was revoked before keeps its time and
+// reason. The reason is for people and logs, at most 255 characters.
+//
+// Scopes that limit nothing are [ErrNoScope]. Joins (WithOwner is one) and
+// limits cannot be used here.
+func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) (int64, error) {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := checkText("the reason", reason); err != nil {
+		return 0, err
+	}
+	if n := utf8.RuneCountInString(reason); n > maxReason {
+		return 0, fmt.Errorf("%w: the reason has %d characters, at most %d fit", ErrInvalidValue, n, maxReason)
+	}
+	where, err := c.conditions(scopes, new([]T))
+	if err != nil {
+		return 0, wrap("revoke", err)
+	}
+	now := nowOf(c.db)
+	rows, err := c.update(c.db.Where(where).Where(clause.Eq{Column: at(c.revokedAt), Value: nil}), clause.Set{
+		{Column: column(c.revokedAt), Value: now},
+		{Column: column(c.revokedReason), Value: reason},
+		{Column: column(c.updatedAt), Value: now},
+	})
+	return rows, wrap("revoke", err)
+}
+
+// conditions is what scopes ask for. That is only known once GORM has run them
+// all, the nested ones too: so a query is built, and not run.
+func (c call) conditions(scopes []Scope, dest any) (clause.Expression, error) {
+	asked := c.db.Session(&gorm.Session{DryRun: true, SkipHooks: true}).Scopes(scopes...).Unscoped().Find(dest)
+	if asked.Error != nil {
+		return nil, asked.Error
+	}
+	if len(asked.Statement.Joins) > 0 {
+		return nil, errJoins
+	}
+	for _, name := range []string{"LIMIT", "GROUP BY"} {
+		if _, ok := asked.Statement.Clauses[name]; ok {
+			return nil, fmt.Errorf("%w: a scope with %s cannot be used here", ErrInvalidValue, name)
+		}
+	}
+	where, _ := asked.Statement.Clauses["WHERE"].Expression.(clause.Where)
+	if len(where.Exprs) == 0 {
+		return nil, ErrNoScope
+	}
+	return clause.And(where.Exprs...), nil
+}
+
+// take runs a query for one session.
+func (p *Plugin[T]) take(db *gorm.DB) (*T, error) {
+	session := new(T)
+	found := db.Limit(1).Find(session)
+	if found.Error != nil {
+		return nil, found.Error
+	}
+	if found.RowsAffected == 0 {
+		return nil, ErrNoSession
+	}
+	sessionIn(session).inUTC()
+	return session, nil
+}
+
+// locked makes the next query read what is committed now, also inside a
+// transaction that would else see the table as it was when it began.
+func (c call) locked() call {
+	return call{c.binding, c.db.Clauses(clause.Locking{Strength: "UPDATE"}).Session(&gorm.Session{})}
+}
+
+func (b *binding) newestFirst(db *gorm.DB) *gorm.DB {
+	if _, ordered := db.Statement.Clauses["ORDER BY"]; ordered {
+		return db
+	}
+	return db.Order(clause.OrderByColumn{Column: at(b.createdAt), Desc: true}).
+		Order(clause.OrderByColumn{Column: at(b.id), Desc: true})
+}
+
+// due reports whether a use now is to be written.
+func (b *binding) due(base *Base, now time.Time) bool {
+	if b.touch == Never {
+		return false
+	}
+	return base.LastUsedAt == nil || !now.Before(base.LastUsedAt.Add(b.interval(base)))
+}
+
+// interval is the time between two writes: at least two fall into a session's
+// idle timeout, or it would expire between them.
+func (b *binding) interval(base *Base) time.Duration {
+	if base.slides() {
+		return min(b.touch, base.IdleTimeout/2)
+	}
+	return b.touch
+}
+
+// use writes that the session is used now, and extends it. It reports false
+// where the row is no longer what base says: ended, fixed or rotated by somebody
+// else, or (once) used within the interval.
+func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
+	next := *base
+	next.LastUsedAt, next.UpdatedAt = &now, now
+	if base.slides() && base.ExpiresAt != nil {
+		if pushed := now.Add(base.IdleTimeout); pushed.After(*base.ExpiresAt) {
+			next.ExpiresAt = &pushed
+			next.capExpiry()
+		}
+	}
+	guard := []clause.Expression{
+		c.active(now),
+		c.digestIn(digests{base.TokenDigest}),
+		clause.Eq{Column: at(c.idle), Value: base.IdleTimeout},
+	}
+	if once {
+		guard = append(guard, clause.Or(
+			clause.Eq{Column: at(c.lastUsedAt), Value: nil},
+			clause.Lte{Column: at(c.lastUsedAt), Value: now.Add(-c.interval(base))},
+		))
+	}
+	return c.write(base, next, guard...)
+}
+
+// write stores what next changes of base where the guard still holds, and then
+// makes base be next.
+func (c call) write(base *Base, next Base, guard ...clause.Expression) (bool, error) {
+	set := clause.Set{{Column: column(c.updatedAt), Value: next.UpdatedAt}}
+	changed := !next.UpdatedAt.Equal(base.UpdatedAt)
+	if !sameTime(base.ExpiresAt, next.ExpiresAt) {
+		set = append(set, clause.Assignment{Column: column(c.expiresAt), Value: next.ExpiresAt})
+		changed = true
+	}
+	if !sameTime(base.LastUsedAt, next.LastUsedAt) {
+		set = append(set, clause.Assignment{Column: column(c.lastUsedAt), Value: next.LastUsedAt})
+		changed = true
+	}
+	if base.IdleTimeout != next.IdleTimeout {
+		set = append(set, clause.Assignment{Column: column(c.idle), Value: next.IdleTimeout})
+		changed = true
+	}
+	if changed { // MySQL counts rows that change, not those that match
+		db := c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}).Clauses(clause.Where{Exprs: guard})
+		if rows, err := c.update(db, set); err != nil || rows == 0 {
+			return false, err
+		}
+	}
+	*base = next
+	return true, nil
+}
+
+// update runs an UPDATE of the plugin's own, in one statement and without the
+// application's hooks, which would be given a value that is no session.
+func (c call) update(db *gorm.DB, set clause.Set) (int64, error) {
+	tx := db.Session(&gorm.Session{SkipHooks: true, SkipDefaultTransaction: true}).
+		Set(ownUpdate, c.binding).Clauses(set).Updates(map[string]any{})
+	return tx.RowsAffected, tx.Error
+}
+
+// digests are those of one token, by each hasher.
+type digests []Digest
+
+// digests are what to look a token up by; none for one that cannot be valid.
+func (b *binding) digests(token string) digests {
+	if len(token) == 0 || len(token) > maxToken || !b.format.matches(token) && !b.foreign {
+		return nil
+	}
+	list := make(digests, 0, len(b.hashers))
+	for _, h := range b.hashers {
+		if d := h.Digest(token); len(d) > 0 {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+func (d digests) hold(stored Digest) bool {
+	found := 0
+	for _, one := range d {
+		found |= subtle.ConstantTimeCompare(one, stored)
+	}
+	return found == 1
+}
+
+func (c *columns) digestIn(list digests) clause.Expression {
+	if len(list) == 1 {
+		return clause.Eq{Column: at(c.digest), Value: list[0]}
+	}
+	values := make([]any, len(list))
+	for i, d := range list {
+		values[i] = d
+	}
+	return clause.IN{Column: at(c.digest), Values: values}
+}
+
+// sessionIn is SessionBase of a *T, which New has checked to be a Model.
+func sessionIn[T any](session *T) *Base { return any(session).(Model).SessionBase() }
+
+// wrap names the operation that the database failed in. The package's own errors
+// say it themselves.
+func wrap(op string, err error) error {
+	if err == nil || strings.HasPrefix(err.Error(), "gormsessions: ") {
+		return err
+	}
+	return fmt.Errorf("gormsessions: %s: %w", op, err)
+}

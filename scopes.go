@@ -1,0 +1,193 @@
+package gormsessions
+
+import (
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+)
+
+// Scope limits a statement to some sessions. All scopes here are plain GORM
+// scopes, for db.Scopes with Find, Count, Updates and Delete, as conditions of
+// Preload, in subqueries, and for the methods of [Plugin].
+//
+// Their columns are qualified and their names taken from the schema, so they
+// stay right beside joins, prefixes and naming strategies. db.Scopes runs them
+// last and each applies to all conditions before it, also after an Or:
+//
+//	db.Where("a").Or("b").Scopes(gormsessions.Active)   // (a OR b) AND active
+//
+// Only an Or in a later scope, or after a direct call Active(db), widens them.
+//
+// A scope that cannot be built (a zero owner, an unknown field, another model)
+// puts its error on the statement, which then matches nothing, in Updates and
+// Delete too.
+type Scope = func(*gorm.DB) *gorm.DB
+
+// Active limits to sessions that are neither revoked nor expired: an expiry of
+// exactly now has come.
+func Active(db *gorm.DB) *gorm.DB {
+	return limit(db, func(c *columns) (clause.Expression, error) {
+		return c.active(nowOf(db)), nil
+	})
+}
+
+func (c *columns) active(now time.Time) clause.Expression {
+	return clause.And(
+		clause.Eq{Column: at(c.revokedAt), Value: nil},
+		clause.Or(clause.Eq{Column: at(c.expiresAt), Value: nil}, clause.Gt{Column: at(c.expiresAt), Value: now}),
+	)
+}
+
+// Expired limits to sessions whose expiry has come, revoked before or not.
+func Expired(db *gorm.DB) *gorm.DB {
+	return limit(db, func(c *columns) (clause.Expression, error) {
+		return clause.Lte{Column: at(c.expiresAt), Value: nowOf(db)}, nil
+	})
+}
+
+// Revoked limits to sessions that were ended on purpose.
+func Revoked(db *gorm.DB) *gorm.DB {
+	return limit(db, func(c *columns) (clause.Expression, error) {
+		return clause.Neq{Column: at(c.revokedAt), Value: nil}, nil
+	})
+}
+
+// Ended limits to sessions that are revoked or expired: all that Active leaves.
+func Ended(db *gorm.DB) *gorm.DB {
+	return limit(db, func(c *columns) (clause.Expression, error) {
+		return clause.Or(
+			clause.Neq{Column: at(c.revokedAt), Value: nil},
+			clause.Lte{Column: at(c.expiresAt), Value: nowOf(db)},
+		), nil
+	})
+}
+
+// ForUser limits to the sessions of an owner: a model, a pointer to one, or a
+// bare key. A nil or unsaved owner and a zero key are [ErrZeroOwner], an owner
+// of another model or a key of another type [ErrWrongOwner].
+func ForUser(owner any) Scope { return ForOwner(owner) }
+
+// ForOwner is ForUser, for owners that are not users. With an OwnerType column
+// it takes the owner's model and matches type and key as GORM's polymorphic
+// associations store them.
+func ForOwner(owner any) Scope {
+	return func(db *gorm.DB) *gorm.DB {
+		return limit(db, func(c *columns) (clause.Expression, error) { return c.ownerIs(db, owner) })
+	}
+}
+
+// WithToken limits to the session of a token, in whatever state. A malformed
+// token matches nothing and is no error.
+func WithToken(token string) Scope {
+	return func(db *gorm.DB) *gorm.DB {
+		return limit(db, func(c *columns) (clause.Expression, error) {
+			b := registeredFor(db, c.schema.ModelType)
+			if b == nil {
+				return nil, fmt.Errorf("%w (WithToken asks it for the hashers)", ErrNotRegistered)
+			}
+			if digests := b.digests(token); len(digests) > 0 {
+				return b.digestIn(digests), nil
+			}
+			return nothing, nil
+		})
+	}
+}
+
+// WithID limits to one session.
+func WithID(id uuid.UUID) Scope {
+	return func(db *gorm.DB) *gorm.DB {
+		return limit(db, func(c *columns) (clause.Expression, error) {
+			return clause.Eq{Column: at(c.id), Value: id}, nil
+		})
+	}
+}
+
+// Except leaves out one session: "sign out everywhere else". A session that is
+// nil or was not saved is an error: leaving out none would end them all.
+func Except(session Model) Scope {
+	return func(db *gorm.DB) *gorm.DB {
+		return limit(db, func(c *columns) (clause.Expression, error) {
+			if v := reflect.ValueOf(session); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+				return nil, errNilSession
+			}
+			base := session.SessionBase()
+			if base.ID == uuid.Nil {
+				return nil, errUnsaved
+			}
+			return clause.Neq{Column: at(c.id), Value: base.ID}, nil
+		})
+	}
+}
+
+// WithOwner loads the owner in the same query, by a join. A session whose owner
+// is gone, or soft-deleted, is then no session. It is for queries: GORM ignores
+// joins in Updates and Delete, so there it is an error.
+func WithOwner(db *gorm.DB) *gorm.DB {
+	db = db.Clauses() // a statement of its own, where db is none yet
+	c, err := columnsFor(db)
+	if err == nil && c.owner == nil {
+		err = fmt.Errorf("%w: %s has no association Owner", ErrNotModel, c.schema.Name)
+	}
+	if err != nil {
+		return refuse(db, err)
+	}
+	return db.InnerJoins(c.owner.Name)
+}
+
+// Stmt adapts scopes to GORM's generics API:
+//
+//	gorm.G[UserSession](db).Scopes(gormsessions.Stmt(gormsessions.Active)).Find(ctx)
+func Stmt(scopes ...Scope) func(*gorm.Statement) {
+	return func(stmt *gorm.Statement) { stmt.DB.Scopes(scopes...) }
+}
+
+// nothing is unknown, neither true nor false: it matches no row, and neither
+// does its negation.
+var nothing = clause.Expr{SQL: "(1 = NULL)"}
+
+// limit adds a condition to the statement, or refuses it.
+func limit(db *gorm.DB, condition func(*columns) (clause.Expression, error)) *gorm.DB {
+	db = db.Clauses() // a statement of its own, where db is none yet
+	c, err := columnsFor(db)
+	if err != nil {
+		return refuse(db, err)
+	}
+	expr, err := condition(c)
+	if err != nil {
+		return refuse(db, err)
+	}
+	return and(db, expr)
+}
+
+// and adds a condition to all that stand before it, also to an Or.
+func and(db *gorm.DB, expr clause.Expression) *gorm.DB {
+	if where, ok := db.Statement.Clauses["WHERE"].Expression.(clause.Where); ok && len(where.Exprs) > 0 {
+		c := db.Statement.Clauses["WHERE"]
+		c.Expression = clause.Where{Exprs: []clause.Expression{clause.And(where.Exprs...)}}
+		db.Statement.Clauses["WHERE"] = c
+	}
+	return db.Where(expr)
+}
+
+// refuse puts an error on the statement. GORM drops the error of a grouped
+// condition, of a join's and of a subquery: the first two match nothing by the
+// condition, the last by text that no database takes for SQL (it would else be
+// empty, and SQLite takes NOT IN () for true).
+func refuse(db *gorm.DB, err error) *gorm.DB {
+	db = db.Where(nothing)
+	_ = db.AddError(err)
+	if db.DryRun {
+		db.Statement.SQL.WriteString("a gormsessions scope was refused")
+	}
+	return db
+}
+
+// nowOf is the statement's time as the database keeps it: SQLite compares times
+// as text, which is only right within one zone.
+func nowOf(db *gorm.DB) time.Time { return stored(db.NowFunc()) }
+
+func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
