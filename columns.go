@@ -17,6 +17,7 @@ import (
 type columns struct {
 	schema *schema.Schema
 	path   string // the bind name of Base in the model, with its last dot
+	beside string // that of the struct which holds Base, and its owner
 
 	id, digest, data            *schema.Field
 	expiresAt, idle, deadline   *schema.Field
@@ -52,12 +53,12 @@ func columnsOf(s *schema.Schema) (*columns, error) {
 		}
 	}
 	// The owner stands beside Base: in Session, or in the application's struct.
-	beside := strings.TrimSuffix(c.path, ".")
-	beside = beside[:strings.LastIndexByte(beside, '.')+1]
-	c.ownerID = s.FieldsByBindName[beside+"OwnerID"]
-	c.ownerType = s.FieldsByBindName[beside+"OwnerType"]
+	path := strings.TrimSuffix(c.path, ".")
+	c.beside = path[:strings.LastIndexByte(path, '.')+1]
+	c.ownerID = s.FieldsByBindName[c.beside+"OwnerID"]
+	c.ownerType = s.FieldsByBindName[c.beside+"OwnerType"]
 	if rel := s.Relationships.Relations["Owner"]; rel != nil && rel.Type == schema.BelongsTo &&
-		rel.Field.BindName() == beside+"Owner" && len(rel.References) == 1 && rel.References[0].ForeignKey == c.ownerID {
+		rel.Field.BindName() == c.beside+"Owner" && len(rel.References) == 1 && rel.References[0].ForeignKey == c.ownerID {
 		c.owner = rel
 	}
 	return c, nil
@@ -120,10 +121,9 @@ func (c *columns) check() error {
 // checkOwner refuses a key type that is not the owner's: GORM would convert.
 func (c *columns) checkOwner() error {
 	s := c.schema
-	for _, f := range s.Fields {
-		if f.Name == "Owner" && f.DataType == "" && f.FieldType.Kind() == reflect.Pointer && c.owner == nil && c.ownerID != nil {
-			return fmt.Errorf("gormsessions: %s.Owner is no association over %s: rename the field that hides it", s.Name, c.ownerID.BindName())
-		}
+	if f := s.FieldsByBindName[c.beside+"Owner"]; f != nil && c.owner == nil && f.TagSettings["BELONGSTO"] != "" {
+		return fmt.Errorf("gormsessions: %s embeds Session[%v, …], but GORM makes no association of that over OwnerID: the owner is a model with a primary key of one column",
+			s.Name, f.IndirectFieldType)
 	}
 	if c.owner == nil {
 		return nil
@@ -184,7 +184,7 @@ func (c *columns) ownerIs(db *gorm.DB, owner any) (clause.Expression, error) {
 		if err != nil {
 			return nil, err
 		}
-		return clause.And(clause.Eq{Column: at(c.ownerType), Value: kind}, key), nil
+		return unit("? = ? AND ?", at(c.ownerType), kind, key), nil
 	}
 	key, err := convert(v, c.ownerID.FieldType)
 	if err != nil {

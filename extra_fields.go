@@ -83,7 +83,7 @@ func (c *columns) fieldIs(name string, value any) (clause.Expression, error) {
 	v := reflect.ValueOf(value)
 	if f.Serializer == nil {
 		if one, err := convert(v, f.FieldType); err == nil {
-			return clause.Eq{Column: at(f), Value: one.Interface()}, nil
+			return clause.Eq{Column: at(f), Value: c.comparable(f, one)}, nil
 		}
 		if v.Kind() == reflect.Slice {
 			return c.fieldIn(f, v)
@@ -103,12 +103,21 @@ func (c *columns) fieldIn(f *schema.Field, list reflect.Value) (clause.Expressio
 		if err != nil {
 			return nil, misfit(f, v)
 		}
-		values[i] = one.Interface()
+		values[i] = c.comparable(f, one)
 	}
 	if len(values) == 0 {
 		return nothing, nil
 	}
 	return clause.IN{Column: at(f), Values: values}, nil
+}
+
+// comparable is a value as the column holds it: the times of a session are
+// stored in UTC, those of the application's own fields as it gave them.
+func (c *columns) comparable(f *schema.Field, v reflect.Value) any {
+	if t, ok := v.Interface().(time.Time); ok && !c.extra(f) {
+		return stored(t)
+	}
+	return v.Interface()
 }
 
 func misfit(f *schema.Field, v reflect.Value) error {
@@ -119,10 +128,7 @@ func misfit(f *schema.Field, v reflect.Value) error {
 	return fmt.Errorf("%w: %s is %v and cannot be compared with this %s", ErrInvalidValue, f.Name, f.FieldType, given)
 }
 
-var (
-	timeType   = reflect.TypeFor[time.Time]()
-	numberType = reflect.TypeFor[json.Number]()
-)
+var numberType = reflect.TypeFor[json.Number]()
 
 // convert makes v a value of type to without changing what it says. Databases
 // would convert more: MySQL takes every text that is no number for 0, so that a
@@ -137,9 +143,6 @@ func convert(v reflect.Value, to reflect.Type) (reflect.Value, error) {
 	refused := fmt.Errorf("%w: want %v", ErrInvalidValue, to)
 	if !v.IsValid() {
 		return v, refused
-	}
-	if v.Type() == timeType && to == timeType {
-		return reflect.ValueOf(stored(v.Interface().(time.Time))), nil
 	}
 	if v.Type() == to {
 		return v, nil

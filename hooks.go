@@ -137,7 +137,11 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 		return
 	}
 	association, err := b.checkCreate(db)
-	if err != nil {
+	switch {
+	case err == errNothingToInsert:
+		db.Error = err
+		return
+	case err != nil:
 		_ = db.AddError(err)
 		return
 	}
@@ -227,10 +231,26 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 		return false, nil
 	}
 	onConflict, _ := conflict.Expression.(clause.OnConflict)
-	if _, nested := db.Get(savedMap); !nested || onConflict.UpdateAll != db.FullSaveAssociations {
-		return false, fmt.Errorf("%w: an upsert, or Save of a session that is not stored any more, could overwrite or revive one", ErrUnsafeCreate)
+	if _, nested := db.Get(savedMap); nested && onConflict.UpdateAll == db.FullSaveAssociations {
+		return true, nil
 	}
-	return true, nil
+	if b.savedUnchanged(db) {
+		return false, errNothingToInsert
+	}
+	return false, fmt.Errorf("%w: an upsert, or Save of a session that is not stored any more, could overwrite or revive one", ErrUnsafeCreate)
+}
+
+// savedUnchanged recognises Save on MySQL, which counts rows that change: where
+// nothing does, GORM takes the session for one that is not stored, and inserts.
+func (b *binding) savedUnchanged(db *gorm.DB) bool {
+	stmt := db.Statement
+	if db.Name() != "mysql" || !slices.Equal(stmt.Selects, []string{"*"}) || stmt.ReflectValue.Kind() != reflect.Struct || !stmt.ReflectValue.CanAddr() {
+		return false
+	}
+	var n int64
+	err := db.Session(&gorm.Session{NewDB: true}).Model(b.value()).
+		Where(clause.Eq{Column: at(b.id), Value: sessionAt(stmt.ReflectValue).ID}).Count(&n).Error
+	return err == nil && n == 1
 }
 
 // createAssociated leaves only the new ones of an association's sessions to
@@ -267,6 +287,9 @@ func (b *binding) createAssociated(db *gorm.DB, values, fresh []reflect.Value) {
 // fill makes a value a session: its owner, token, digest and times.
 func (b *binding) fill(db *gorm.DB, v reflect.Value, now time.Time) error {
 	base := sessionAt(v)
+	if len(base.TokenDigest) != 0 {
+		return fmt.Errorf("%w: the same session stands twice in the slice", ErrUnsafeCreate)
+	}
 	if err := b.fillOwner(db, v); err != nil {
 		return err
 	}
@@ -392,18 +415,14 @@ func (b *binding) checkUpdate(stmt *gorm.Statement) error {
 		return b.checkMap(values)
 	}
 	if values, ok := stmt.Dest.(map[string]any); ok {
-		if err := b.checkMap(values); err != nil {
-			return err
-		}
-		// nil is stored as {}. The map is the caller's, so a copy is changed.
+		values = maps.Clone(values) // the caller's stays as it is
 		for name, value := range values {
-			if m, isMap := value.(datatypes.JSONMap); stmt.Schema.LookUpField(name) == b.data && (value == nil || isMap && m == nil) {
-				values = maps.Clone(values)
-				values[name] = datatypes.JSONMap{}
-				stmt.Dest = values
+			if stmt.Schema.LookUpField(name) == b.data {
+				values[name] = asData(value)
 			}
 		}
-		return nil
+		stmt.Dest = values
+		return b.checkMap(values)
 	}
 	if session, ok := stmt.Dest.(Model); ok && !reflect.ValueOf(session).IsNil() {
 		base := session.SessionBase()
@@ -419,6 +438,20 @@ func (b *binding) checkUpdate(stmt *gorm.Statement) error {
 		})
 	}
 	return nil
+}
+
+// asData makes a value for the column Data one that GORM stores: nil is {}.
+func asData(value any) any {
+	switch v := value.(type) {
+	case nil:
+		return datatypes.JSONMap{}
+	case map[string]any:
+		value = datatypes.JSONMap(v)
+	}
+	if v, ok := value.(datatypes.JSONMap); ok && v == nil {
+		return datatypes.JSONMap{}
+	}
+	return value
 }
 
 // checkMap refuses columns that an update names, but GORM would silently leave

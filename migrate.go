@@ -2,6 +2,8 @@ package gormsessions
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"reflect"
@@ -10,7 +12,6 @@ import (
 
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
-	"gorm.io/gorm/logger"
 )
 
 // lockWait is how long a node waits for another that migrates.
@@ -42,12 +43,9 @@ func (p *Plugin[T]) Drop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	drop := func(tx *gorm.DB) error { return tx.Migrator().DropTable(c.value()) }
-	db := p.bare(c)
-	if db.DryRun {
-		return wrap("drop", drop(printing(db)))
-	}
-	return wrap("drop", exclusively(db, drop))
+	return wrap("drop", exclusively(p.bare(c), func(tx *gorm.DB) error {
+		return tx.Exec("DROP TABLE IF EXISTS ?", clause.Table{Name: c.schema.Table}).Error
+	}))
 }
 
 // bare is the call's *gorm.DB without its model, which GORM's migrator would
@@ -58,66 +56,95 @@ func (p *Plugin[T]) bare(c call) *gorm.DB {
 
 func (b *binding) value() any { return reflect.New(b.schema.ModelType).Interface() }
 
-func (b *binding) migrate(db *gorm.DB) error {
-	if db.DryRun {
-		query := db.Session(&gorm.Session{})
-		query.DryRun = false
-		return b.createMissing(query, printing(db), db)
-	}
-	return exclusively(db, func(tx *gorm.DB) error { return b.createMissing(tx, tx, tx) })
-}
+func (b *binding) migrate(db *gorm.DB) error { return exclusively(db, b.createMissing) }
 
-// createMissing asks by query what there is, and creates the rest by exec.
-// alter is for AutoMigrate, which prints a dry run by itself.
-func (b *binding) createMissing(query, exec, alter *gorm.DB) error {
+func (b *binding) createMissing(tx *gorm.DB) error {
 	for _, table := range b.tables() {
-		if name, _, qualified := strings.Cut(table, "."); qualified && query.Name() == "postgres" {
-			if err := exec.Exec("CREATE SCHEMA IF NOT EXISTS ?", clause.Table{Name: name}).Error; err != nil {
+		if name, _, qualified := strings.Cut(table, "."); qualified && tx.Name() == "postgres" {
+			if err := tx.Exec("CREATE SCHEMA IF NOT EXISTS ?", clause.Table{Name: name}).Error; err != nil {
 				return err
 			}
 		}
 	}
 	if b.owner != nil {
 		owner := reflect.New(b.owner.FieldSchema.ModelType).Interface()
-		if !query.Migrator().HasTable(owner) {
-			// Without its own associations, whose tables may not be there yet:
+		if !tx.Migrator().HasTable(owner) {
+			// Without its own foreign keys, to tables that may not be there yet:
 			// the application's AutoMigrate adds them.
-			if err := without(exec, true).Migrator().CreateTable(owner); err != nil {
+			bare := tx.Session(&gorm.Session{}) // its Config is a copy
+			bare.DisableForeignKeyConstraintWhenMigrating = true
+			if err := bare.Migrator().CreateTable(owner); err != nil {
 				return fmt.Errorf("create the owner's table %s: %w", b.owner.FieldSchema.Table, err)
 			}
 		}
 	}
-	session := b.value()
-	if !query.Migrator().HasTable(session) {
-		return exec.Migrator().CreateTable(session)
+	if !tx.Migrator().HasTable(b.value()) {
+		return tx.Migrator().CreateTable(b.value())
 	}
-	// AutoMigrate with associations would alter the tables of others.
-	if err := without(alter, false).Migrator().AutoMigrate(session); err != nil {
+	return b.complete(tx)
+}
+
+// complete adds what an existing table lacks. It is AutoMigrate without the other
+// tables that this would alter, and without changing the type of a column of
+// Base: GORM finds a difference at every start where a database has another name
+// for a type.
+func (b *binding) complete(tx *gorm.DB) error {
+	session, m := b.value(), tx.Migrator()
+	types, err := m.ColumnTypes(session)
+	if err != nil {
 		return err
 	}
-	return b.constrain(query, exec)
+	stored := make(map[string]gorm.ColumnType, len(types))
+	for _, t := range types {
+		stored[t.Name()] = t
+	}
+	for _, name := range b.schema.DBNames {
+		f := b.schema.FieldsByDBName[name]
+		switch t, ok := stored[name]; {
+		case f.IgnoreMigration:
+		case !ok:
+			err = m.AddColumn(session, name)
+		case b.extra(f):
+			err = m.MigrateColumn(session, f, t)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for name := range b.schema.ParseCheckConstraints() {
+		if !m.HasConstraint(session, name) {
+			if err := m.CreateConstraint(session, name); err != nil {
+				return err
+			}
+		}
+	}
+	for _, index := range b.schema.ParseIndexes() {
+		if !m.HasIndex(session, index.Name) {
+			if err := m.CreateIndex(session, index.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return b.constrain(tx)
 }
 
 // constrain adds the foreign keys that an existing table lacks.
-func (b *binding) constrain(query, exec *gorm.DB) error {
-	if query.DisableForeignKeyConstraintWhenMigrating || query.IgnoreRelationshipsWhenMigrating {
+func (b *binding) constrain(tx *gorm.DB) error {
+	if tx.DisableForeignKeyConstraintWhenMigrating || tx.IgnoreRelationshipsWhenMigrating {
 		return nil
 	}
-	session := b.value()
-	if b.strayKey != "" && query.Migrator().HasConstraint(session, b.strayKey) {
-		if err := exec.Migrator().DropConstraint(session, b.strayKey); err != nil {
+	session, m := b.value(), tx.Migrator()
+	if b.strayKey != "" && m.HasConstraint(session, b.strayKey) {
+		if err := m.DropConstraint(session, b.strayKey); err != nil {
 			return err
 		}
 	}
 	for _, rel := range b.schema.Relationships.Relations {
-		if rel.Field.IgnoreMigration {
-			continue
-		}
 		c := rel.ParseConstraint()
-		if c == nil || c.Schema != b.schema || query.Migrator().HasConstraint(session, c.Name) {
+		if rel.Field.IgnoreMigration || c == nil || c.Schema != b.schema || m.HasConstraint(session, c.Name) {
 			continue
 		}
-		if err := exec.Migrator().CreateConstraint(session, c.Name); err != nil {
+		if err := m.CreateConstraint(session, c.Name); err != nil {
 			return err
 		}
 	}
@@ -151,17 +178,6 @@ func (b *binding) cascade() {
 	}
 }
 
-// without is db, with GORM told to leave out foreign keys or all associations.
-func without(db *gorm.DB, keysOnly bool) *gorm.DB {
-	tx := db.Session(&gorm.Session{}) // its Config is a copy
-	if keysOnly {
-		tx.DisableForeignKeyConstraintWhenMigrating = true
-	} else {
-		tx.IgnoreRelationshipsWhenMigrating = true
-	}
-	return tx
-}
-
 // fitDialect gives the columns their types on this database, and refuses a
 // connection that could not keep times.
 func (b *binding) fitDialect() error {
@@ -169,6 +185,9 @@ func (b *binding) fitDialect() error {
 	switch b.root.Name() {
 	case "postgres":
 		b.id.DataType = "uuid"
+		for _, c := range b.base() { // six digits are its own precision
+			(*c.field).Precision = 0
+		}
 	case "mysql":
 		b.id.DataType = "char(36) character set ascii collate ascii_bin"
 		if b.root.DryRun {
@@ -215,6 +234,9 @@ func clocksChange(zone *time.Location) bool {
 
 // exclusively runs fn while no other node runs it on this database.
 func exclusively(db *gorm.DB, fn func(tx *gorm.DB) error) error {
+	if db.DryRun {
+		return fn(printing(db))
+	}
 	switch db.Name() {
 	case "postgres":
 		return db.Transaction(func(tx *gorm.DB) error {
@@ -317,15 +339,21 @@ func onOneConnection(db *gorm.DB, fn func(tx *gorm.DB) error) (err error) {
 	return fn(tx)
 }
 
-// printing is a dry run's *gorm.DB that prints the statements, as GORM's own
-// AutoMigrate does.
+// printing is a session that asks the database, but prints what would change it,
+// as a dry run of GORM's own AutoMigrate does.
 func printing(db *gorm.DB) *gorm.DB {
-	return db.Session(&gorm.Session{Logger: printer{db.Logger}})
+	tx := db.Session(&gorm.Session{Context: db.Statement.Context}) // its Config and Statement are copies
+	tx.DryRun = false
+	tx.Statement.ConnPool = printer{oneConnection{db.Statement.ConnPool}, db}
+	return tx
 }
 
-type printer struct{ logger.Interface }
+type printer struct {
+	oneConnection
+	db *gorm.DB
+}
 
-func (printer) Trace(_ context.Context, _ time.Time, statement func() (string, int64), _ error) {
-	sql, _ := statement()
-	fmt.Println(sql + ";")
+func (p printer) ExecContext(_ context.Context, query string, args ...any) (sql.Result, error) {
+	fmt.Println(p.db.Explain(query, args...) + ";")
+	return driver.RowsAffected(0), nil
 }

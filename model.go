@@ -31,7 +31,7 @@ import (
 type Session[O any, K comparable] struct {
 	Base
 	OwnerID K  `gorm:"<-:create;not null;index"`
-	Owner   *O `gorm:"belongsTo;foreignKey:OwnerID;constraint:OnUpdate:CASCADE,OnDelete:CASCADE"`
+	Owner   *O `gorm:"belongsTo;constraint:OnUpdate:CASCADE,OnDelete:CASCADE"`
 }
 
 // Base is a session without an owner's model: embed it, not [Session], where
@@ -139,8 +139,9 @@ const redacted = "[redacted]"
 
 // Token is a session's secret. It hides itself: fmt (every verb), log/slog,
 // encoding/json, encoding/xml and encoding/gob show [redacted]. string(t) is
-// the deliberate way to get it. (fmt cannot call the methods of a value in an
-// unexported field: do not print structs that keep a token in one.)
+// the deliberate way to get it. Two ways past that are fmt's own: it calls no
+// methods of a value in an unexported field, nor under the verb %w, which is for
+// errors (go vet reports it).
 type Token string
 
 // Digest is what a [Hasher] makes of a token. It hides itself as [Token] does,

@@ -123,7 +123,7 @@ func (p *Plugin[T]) Initialize(db *gorm.DB) error {
 func bind(c *core, db *gorm.DB) (*binding, error) {
 	stmt := &gorm.Statement{DB: db}
 	if err := stmt.Parse(reflect.New(c.model).Interface()); err != nil {
-		return nil, fmt.Errorf("gormsessions: model %s: %w", c.model.Name(), err)
+		return nil, fmt.Errorf("gormsessions: GORM does not take %s for a model (its owner needs a primary key of one column): %w", c.model.Name(), err)
 	}
 	cols, err := columnsOf(stmt.Schema)
 	if err != nil {
@@ -449,7 +449,7 @@ func (c call) conditions(scopes []Scope, dest any) (clause.Expression, error) {
 	if len(where.Exprs) == 0 {
 		return nil, ErrNoScope
 	}
-	return clause.And(where.Exprs...), nil
+	return group(where.Exprs), nil
 }
 
 // take runs a query for one session.
@@ -515,10 +515,7 @@ func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
 		clause.Eq{Column: at(c.idle), Value: base.IdleTimeout},
 	}
 	if once {
-		guard = append(guard, clause.Or(
-			clause.Eq{Column: at(c.lastUsedAt), Value: nil},
-			clause.Lte{Column: at(c.lastUsedAt), Value: now.Add(-c.interval(base))},
-		))
+		guard = append(guard, unit("? IS NULL OR ? <= ?", at(c.lastUsedAt), at(c.lastUsedAt), now.Add(-c.interval(base))))
 	}
 	return c.write(base, next, guard...)
 }

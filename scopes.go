@@ -3,6 +3,7 @@ package gormsessions
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,10 +37,7 @@ func Active(db *gorm.DB) *gorm.DB {
 }
 
 func (c *columns) active(now time.Time) clause.Expression {
-	return clause.And(
-		clause.Eq{Column: at(c.revokedAt), Value: nil},
-		clause.Or(clause.Eq{Column: at(c.expiresAt), Value: nil}, clause.Gt{Column: at(c.expiresAt), Value: now}),
-	)
+	return unit("? IS NULL AND (? IS NULL OR ? > ?)", at(c.revokedAt), at(c.expiresAt), at(c.expiresAt), now)
 }
 
 // Expired limits to sessions whose expiry has come, revoked before or not.
@@ -59,10 +57,7 @@ func Revoked(db *gorm.DB) *gorm.DB {
 // Ended limits to sessions that are revoked or expired: all that Active leaves.
 func Ended(db *gorm.DB) *gorm.DB {
 	return limit(db, func(c *columns) (clause.Expression, error) {
-		return clause.Or(
-			clause.Neq{Column: at(c.revokedAt), Value: nil},
-			clause.Lte{Column: at(c.expiresAt), Value: nowOf(db)},
-		), nil
+		return unit("? IS NOT NULL OR ? <= ?", at(c.revokedAt), at(c.expiresAt), nowOf(db)), nil
 	})
 }
 
@@ -145,9 +140,23 @@ func Stmt(scopes ...Scope) func(*gorm.Statement) {
 	return func(stmt *gorm.Statement) { stmt.DB.Scopes(scopes...) }
 }
 
+// group is conditions in parentheses. GORM's own grouping cannot be relied on: it
+// takes a conjunction apart to negate it, and looks for " OR " in the text of a
+// condition to know whether that needs parentheses.
+type group []clause.Expression
+
+func (g group) Build(builder clause.Builder) {
+	_ = builder.WriteByte('(')
+	clause.Where{Exprs: g}.Build(builder)
+	_ = builder.WriteByte(')')
+}
+
+// unit is a condition that keeps its meaning beside any other, also negated.
+func unit(sql string, vars ...any) group { return group{clause.Expr{SQL: sql, Vars: vars}} }
+
 // nothing is unknown, neither true nor false: it matches no row, and neither
 // does its negation.
-var nothing = clause.Expr{SQL: "(1 = NULL)"}
+var nothing = unit("1 = NULL")
 
 // limit adds a condition to the statement, or refuses it.
 func limit(db *gorm.DB, condition func(*columns) (clause.Expression, error)) *gorm.DB {
@@ -165,12 +174,21 @@ func limit(db *gorm.DB, condition func(*columns) (clause.Expression, error)) *go
 
 // and adds a condition to all that stand before it, also to an Or.
 func and(db *gorm.DB, expr clause.Expression) *gorm.DB {
-	if where, ok := db.Statement.Clauses["WHERE"].Expression.(clause.Where); ok && len(where.Exprs) > 0 {
-		c := db.Statement.Clauses["WHERE"]
-		c.Expression = clause.Where{Exprs: []clause.Expression{clause.And(where.Exprs...)}}
+	c := db.Statement.Clauses["WHERE"]
+	if where, ok := c.Expression.(clause.Where); ok && slices.ContainsFunc(where.Exprs, loose) {
+		c.Expression = clause.Where{Exprs: []clause.Expression{group(where.Exprs)}}
 		db.Statement.Clauses["WHERE"] = c
 	}
 	return db.Where(expr)
+}
+
+// loose reports whether an AND beside it could change what a condition says.
+func loose(expr clause.Expression) bool {
+	switch expr.(type) {
+	case clause.Eq, clause.Neq, clause.Gt, clause.Gte, clause.Lt, clause.Lte, clause.Like, clause.IN, group:
+		return false
+	}
+	return true
 }
 
 // refuse puts an error on the statement. GORM drops the error of a grouped
