@@ -121,12 +121,18 @@ func (c *columns) check() error {
 // checkOwner refuses a key type that is not the owner's: GORM would convert.
 func (c *columns) checkOwner() error {
 	s := c.schema
-	if f := s.FieldsByBindName[c.beside+"Owner"]; f != nil && c.owner == nil && f.TagSettings["BELONGSTO"] != "" {
+	if c.owner == nil && c.ofSession() {
 		return fmt.Errorf("gormsessions: %s embeds Session[%v, …], but GORM makes no association of that over OwnerID: the owner is a model with a primary key of one column",
-			s.Name, f.IndirectFieldType)
+			s.Name, s.FieldsByBindName[c.beside+"Owner"].IndirectFieldType)
 	}
 	if c.owner == nil {
 		return nil
+	}
+	if o := c.owner.Field.FieldType; o.Kind() != reflect.Pointer || o.Elem().Kind() != reflect.Struct {
+		return fmt.Errorf("gormsessions: %s.Owner is a %v: the owner is a struct, without a pointer", s.Name, o)
+	}
+	if c.ownerID.FieldType.Kind() == reflect.Pointer {
+		return fmt.Errorf("gormsessions: %s has owner keys of type %v: a key is no pointer", s.Name, c.ownerID.FieldType)
 	}
 	owner, key := c.owner.FieldSchema, c.owner.References[0].PrimaryKey
 	if len(owner.PrimaryFields) != 1 {
@@ -149,7 +155,19 @@ func (c *columns) checkOwner() error {
 
 // readOnly reports whether only the plugin's methods may update a column.
 func (c *columns) readOnly(f *schema.Field) bool {
-	return f != c.data && (strings.HasPrefix(f.BindName(), c.path) || c.owner != nil && f == c.ownerID)
+	return f != c.data && (f == c.ownerID || f == c.ownerType || strings.HasPrefix(f.BindName(), c.path))
+}
+
+// extra reports whether a column is the application's own: of neither Base nor
+// Session.
+func (c *columns) extra(f *schema.Field) bool {
+	return !strings.HasPrefix(f.BindName(), c.path) && !(f == c.ownerID && c.ofSession())
+}
+
+// ofSession reports whether the owner's columns are those of Session.
+func (c *columns) ofSession() bool {
+	f := c.schema.FieldsByBindName[c.beside+"Owner"]
+	return f != nil && f.TagSettings["BELONGSTO"] != ""
 }
 
 // at is a column of the statement's own table: qualified, because the owner
@@ -187,12 +205,21 @@ func (c *columns) ownerIs(db *gorm.DB, owner any) (clause.Expression, error) {
 		return unit("? = ? AND ?", at(c.ownerType), kind, key), nil
 	}
 	key, err := convert(v, c.ownerID.FieldType)
+	if err == nil && key.Kind() == reflect.String {
+		err = checkText("the owner's key", key.String())
+	}
 	if err != nil {
 		wanted := fmt.Sprint(c.ownerID.FieldType)
 		if c.owner != nil {
 			wanted = c.owner.FieldSchema.Name + " or a key of type " + wanted
 		}
 		return nil, fmt.Errorf("%w: %s belongs to %s, not to %v", ErrWrongOwner, c.schema.Name, wanted, v.Type())
+	}
+	if c.owner == nil && key.Kind() == reflect.String && db.Name() == "mysql" && !key.IsZero() {
+		// Without a foreign key it is the application's to say which keys are
+		// the same; MySQL's collations take Bob and bob for one.
+		return unit("? = ? AND CAST(CONVERT(? USING utf8mb4) AS BINARY) = CAST(? AS BINARY)",
+			at(c.ownerID), key.Interface(), at(c.ownerID), key.Interface()), nil
 	}
 	return c.keyIs(key.Interface(), key.IsZero())
 }

@@ -32,17 +32,28 @@ type Fields map[string]any
 // or column names of the model's columns; values must fit the field's type
 // (numbers losslessly, text for types that parse it); nil matches NULL, and a
 // slice any of its values. Token digests and JSON columns cannot be asked for
-// (for JSON there is datatypes.JSONQuery).
+// (for JSON there is datatypes.JSONQuery). Text compares as the column's collation
+// says: MySQL's default takes Bob and bob for the same.
 //
 // So it is safe to fill from a request: an unknown name is [ErrUnknownField],
 // a value of another type [ErrInvalidValue], and neither ever becomes SQL. No
 // fields at all match every session.
 func Where(fields Fields) Scope {
 	return func(db *gorm.DB) *gorm.DB {
-		for _, name := range slices.Sorted(maps.Keys(fields)) {
-			db = limit(db, func(c *columns) (clause.Expression, error) { return c.fieldIs(name, fields[name]) })
+		if len(fields) == 0 {
+			return db
 		}
-		return db
+		return limit(db, func(c *columns) (clause.Expression, error) {
+			all := make(group, 0, len(fields))
+			for _, name := range slices.Sorted(maps.Keys(fields)) {
+				one, err := c.fieldIs(name, fields[name])
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, one)
+			}
+			return all, nil
+		})
 	}
 }
 
@@ -67,8 +78,6 @@ func (c *columns) extraFields() []ExtraField {
 	return list
 }
 
-func (c *columns) extra(f *schema.Field) bool { return f != c.data && !c.readOnly(f) }
-
 func (c *columns) fieldIs(name string, value any) (clause.Expression, error) {
 	f := c.schema.FieldsByDBName[name]
 	if f == nil {
@@ -83,7 +92,8 @@ func (c *columns) fieldIs(name string, value any) (clause.Expression, error) {
 	v := reflect.ValueOf(value)
 	if f.Serializer == nil {
 		if one, err := convert(v, f.FieldType); err == nil {
-			return clause.Eq{Column: at(f), Value: c.comparable(f, one)}, nil
+			value, err := c.comparable(f, one)
+			return clause.Eq{Column: at(f), Value: value}, err
 		}
 		if v.Kind() == reflect.Slice {
 			return c.fieldIn(f, v)
@@ -103,7 +113,9 @@ func (c *columns) fieldIn(f *schema.Field, list reflect.Value) (clause.Expressio
 		if err != nil {
 			return nil, misfit(f, v)
 		}
-		values[i] = c.comparable(f, one)
+		if values[i], err = c.comparable(f, one); err != nil {
+			return nil, err
+		}
 	}
 	if len(values) == 0 {
 		return nothing, nil
@@ -113,11 +125,18 @@ func (c *columns) fieldIn(f *schema.Field, list reflect.Value) (clause.Expressio
 
 // comparable is a value as the column holds it: the times of a session are
 // stored in UTC, those of the application's own fields as it gave them.
-func (c *columns) comparable(f *schema.Field, v reflect.Value) any {
-	if t, ok := v.Interface().(time.Time); ok && !c.extra(f) {
-		return stored(t)
+func (c *columns) comparable(f *schema.Field, v reflect.Value) (any, error) {
+	if v.Kind() == reflect.String {
+		return v.Interface(), checkText(f.Name, v.String())
 	}
-	return v.Interface()
+	if t, ok := v.Interface().(time.Time); ok && !c.extra(f) {
+		normal, err := storedTime(f.Name, &t)
+		if err != nil {
+			return nil, err
+		}
+		return *normal, nil
+	}
+	return v.Interface(), nil
 }
 
 func misfit(f *schema.Field, v reflect.Value) error {

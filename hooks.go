@@ -35,7 +35,7 @@ const (
 var (
 	errNilSession = fmt.Errorf("%w: the session is nil", ErrInvalidValue)
 	errUnsaved    = fmt.Errorf("%w: the session was not saved", ErrInvalidValue)
-	errJoins      = fmt.Errorf("%w: GORM ignores joins (WithOwner is one) in updates and deletes: limit by a subquery", ErrInvalidValue)
+	errJoins      = fmt.Errorf("%w: GORM ignores joins (WithOwner is one) in updates and deletes: limit by ForOwner or the session's own columns", ErrInvalidValue)
 
 	// errNothingToInsert ends GORM's create of an association whose sessions are
 	// all stored already. It never leaves the callbacks.
@@ -43,10 +43,12 @@ var (
 )
 
 // GormValue implements [gorm.Valuer]. An empty digest is an error, whichever way
-// it came to be bound: nothing is ever stored or found under one.
+// it came to be bound: nothing is ever stored or found under one. So is any digest
+// in an insert that the plugin did not fill in.
 func (d Digest) GormValue(_ context.Context, db *gorm.DB) clause.Expr {
-	if len(d) == 0 {
-		_ = db.AddError(fmt.Errorf("%w: there is no token digest (was a callback of gormsessions removed or replaced?)", ErrUnsafeCreate))
+	_, insert := db.Statement.Clauses["INSERT"]
+	if _, filled := db.InstanceGet(snapshots); len(d) == 0 || insert && !filled {
+		_ = db.AddError(fmt.Errorf("%w: no plugin is registered for this model, or its callback was removed or replaced", ErrUnsafeCreate))
 	}
 	return clause.Expr{SQL: "?", Vars: []any{boundDigest(d)}}
 }
@@ -109,7 +111,7 @@ func (b *binding) register() error {
 }
 
 // intact notices a callback of the plugin that was removed or replaced. (Where
-// before_create itself is gone, the digest that is missing ends the create.)
+// before_create itself is gone, [Digest.GormValue] ends the create.)
 func (b *binding) intact() error {
 	for _, c := range b.registered {
 		if now := c.get(c.name); now == nil || reflect.ValueOf(now).Pointer() != reflect.ValueOf(c.handle).Pointer() {
@@ -145,10 +147,12 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 		_ = db.AddError(err)
 		return
 	}
-	// The owner is only read: GORM would else write its row.
+	// The owner is only read: GORM would else write its row. (And it would put
+	// its own time of update in place of the plugin's.)
 	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
+	stmt.Settings.Delete("gorm:update_track_time")
 
-	values, err := elements(stmt.ReflectValue)
+	values, err := b.elements(stmt.ReflectValue)
 	if err != nil {
 		_ = db.AddError(err)
 		return
@@ -156,6 +160,9 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 	fresh := make([]reflect.Value, 0, len(values))
 	for _, v := range values {
 		switch base := sessionAt(v); {
+		case len(base.TokenDigest) == 0 && association && base.ID != uuid.Nil:
+			_ = db.AddError(fmt.Errorf("%w: the associated session %s has an ID but no digest: load all of its columns, or leave the ID of a new one empty", ErrUnsafeCreate, base.ID))
+			return
 		case len(base.TokenDigest) == 0:
 			fresh = append(fresh, v)
 		case !association:
@@ -200,6 +207,10 @@ func (b *binding) afterCreate(db *gorm.DB) {
 	if db.Error == nil && !db.DryRun {
 		return
 	}
+	// MySQL's error for a duplicate shows the value.
+	if err := db.Error; err != nil && strings.Contains(err.Error(), b.digest.DBName) && !strings.HasPrefix(err.Error(), "gormsessions: ") {
+		db.Error = fmt.Errorf("%w: the token is in use: %w", ErrUnsafeCreate, gorm.ErrDuplicatedKey)
+	}
 	before, _ := db.InstanceGet(snapshots)
 	list, _ := before.([]snapshot)
 	for _, s := range list {
@@ -217,8 +228,8 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 	if err := b.intact(); err != nil {
 		return false, err
 	}
-	if k := stmt.ReflectValue.Kind(); k != reflect.Struct && k != reflect.Slice && k != reflect.Array || isMaps(stmt.ReflectValue) {
-		return false, fmt.Errorf("%w: %s is created from a struct or a slice of them, not from %T", ErrUnsafeCreate, b.schema.Name, stmt.Dest)
+	if insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
+		return false, fmt.Errorf("%w: INSERT %s could overwrite a session, or store none", ErrUnsafeCreate, insert.Modifier)
 	}
 	selected, restricted := stmt.SelectAndOmitColumns(true, false)
 	for _, f := range b.required() {
@@ -376,7 +387,7 @@ func (base *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
 		base.IdleTimeout = idle
 	}
 	if base.Deadline == nil && lifetime > 0 {
-		deadline := now.Add(lifetime)
+		deadline := stored(now.Add(lifetime))
 		base.Deadline = &deadline
 	}
 	if base.ExpiresAt == nil && base.slides() {
@@ -393,13 +404,20 @@ func (b *binding) beforeUpdate(db *gorm.DB) {
 	if db.Error != nil || !b.mine(stmt) {
 		return
 	}
-	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
 	if len(stmt.Joins) > 0 {
 		_ = db.AddError(errJoins)
 		return
 	}
+	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
 	if own, ok := db.Get(ownUpdate); ok && own == b {
 		return
+	}
+	// GORM knows them as create-only by their Go names, which a field of the
+	// application's may share.
+	for _, name := range b.schema.DBNames {
+		if b.readOnly(b.schema.FieldsByDBName[name]) {
+			stmt.Omits = append(stmt.Omits, name)
+		}
 	}
 	if err := b.checkUpdate(stmt); err != nil {
 		_ = db.AddError(err)
@@ -414,28 +432,46 @@ func (b *binding) checkUpdate(stmt *gorm.Statement) error {
 		}
 		return b.checkMap(values)
 	}
-	if values, ok := stmt.Dest.(map[string]any); ok {
+	dest := reflect.Indirect(reflect.ValueOf(stmt.Dest))
+	if values, ok := dest.Interface().(map[string]any); ok {
 		values = maps.Clone(values) // the caller's stays as it is
 		for name, value := range values {
-			if stmt.Schema.LookUpField(name) == b.data {
+			if b.named(name) == b.data {
 				values[name] = asData(value)
 			}
 		}
 		stmt.Dest = values
 		return b.checkMap(values)
 	}
-	if session, ok := stmt.Dest.(Model); ok && !reflect.ValueOf(session).IsNil() {
-		base := session.SessionBase()
-		if base.Data == nil {
+	if dest.Type() != b.schema.ModelType {
+		return nil
+	}
+	if dest.CanAddr() {
+		base := sessionAt(dest)
+		if selected, _ := stmt.SelectAndOmitColumns(false, true); base.Data == nil && selected[b.data.DBName] {
 			base.Data = datatypes.JSONMap{}
 		}
 		if err := checkData(base.Data); err != nil {
 			return err
 		}
-		return b.checkTexts(func(f *schema.Field) (any, bool) {
-			value, zero := f.ValueOf(stmt.Context, reflect.ValueOf(session))
-			return value, !zero
-		})
+	}
+	return b.checkTexts(func(f *schema.Field) (any, bool) {
+		value, zero := f.ValueOf(stmt.Context, dest)
+		return value, !zero
+	})
+}
+
+// named finds the field that a key of an update's map means, however it is
+// spelled: GORM takes a name that it does not know for SQL.
+func (b *binding) named(name string) *schema.Field {
+	if f := b.schema.LookUpField(name); f != nil {
+		return f
+	}
+	name = strings.Trim(name[strings.LastIndexByte(name, '.')+1:], " \t\r\n`\"[]'")
+	for _, f := range b.schema.Fields {
+		if f.DBName != "" && strings.EqualFold(name, f.DBName) {
+			return f
+		}
 	}
 	return nil
 }
@@ -457,8 +493,12 @@ func asData(value any) any {
 // checkMap refuses columns that an update names, but GORM would silently leave
 // as they are, and values that cannot be stored.
 func (b *binding) checkMap(values map[string]any) error {
+	texts := make(map[*schema.Field]any, len(values))
 	for name, value := range values {
-		f := b.schema.LookUpField(name)
+		if b.owner != nil && name == b.owner.Name {
+			return fmt.Errorf("%w: a session stays with its owner", ErrReadOnlyColumn)
+		}
+		f := b.named(name)
 		if f == nil {
 			continue
 		}
@@ -470,14 +510,11 @@ func (b *binding) checkMap(values map[string]any) error {
 				return err
 			}
 		}
+		texts[f] = value
 	}
 	return b.checkTexts(func(f *schema.Field) (any, bool) {
-		for name, value := range values {
-			if b.schema.LookUpField(name) == f {
-				return value, true
-			}
-		}
-		return nil, false
+		value, ok := texts[f]
+		return value, ok
 	})
 }
 
@@ -536,27 +573,26 @@ func (b *binding) ownerName() []string {
 
 func sessionAt(v reflect.Value) *Base { return v.Addr().Interface().(Model).SessionBase() }
 
-func isMaps(v reflect.Value) bool {
-	return v.Kind() != reflect.Struct && v.Type().Elem().Kind() == reflect.Map
-}
-
 // elements are the structs of a create's value.
-func elements(v reflect.Value) ([]reflect.Value, error) {
-	if v.Kind() == reflect.Struct {
-		if !v.CanAddr() {
+func (b *binding) elements(v reflect.Value) ([]reflect.Value, error) {
+	list := []reflect.Value{v}
+	if v.Kind() == reflect.Slice || v.Kind() == reflect.Array {
+		list = make([]reflect.Value, v.Len())
+		for i := range list {
+			list[i] = v.Index(i)
+		}
+	}
+	for i, v := range list {
+		v = reflect.Indirect(v)
+		switch {
+		case !v.IsValid():
+			return nil, fmt.Errorf("%w: element %d is nil", ErrInvalidValue, i)
+		case v.Type() != b.schema.ModelType:
+			return nil, fmt.Errorf("%w: %s is created from a pointer to one or a slice of them, not from a %v", ErrUnsafeCreate, b.schema.Name, v.Type())
+		case !v.CanAddr():
 			return nil, fmt.Errorf("%w: give the create a pointer, or its token is lost", ErrUnsafeCreate)
 		}
-		return []reflect.Value{v}, nil
-	}
-	list := make([]reflect.Value, v.Len())
-	for i := range list {
-		list[i] = reflect.Indirect(v.Index(i))
-		if !list[i].IsValid() {
-			return nil, fmt.Errorf("%w: element %d is nil", ErrInvalidValue, i)
-		}
-		if !list[i].CanAddr() {
-			return nil, fmt.Errorf("%w: give the create a pointer, or its tokens are lost", ErrUnsafeCreate)
-		}
+		list[i] = v
 	}
 	return list, nil
 }

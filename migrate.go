@@ -6,7 +6,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +63,14 @@ func (b *binding) migrate(db *gorm.DB) error { return exclusively(db, b.createMi
 func (b *binding) createMissing(tx *gorm.DB) error {
 	for _, table := range b.tables() {
 		if name, _, qualified := strings.Cut(table, "."); qualified && tx.Name() == "postgres" {
-			if err := tx.Exec("CREATE SCHEMA IF NOT EXISTS ?", clause.Table{Name: name}).Error; err != nil {
+			var n int64 // asked first: to create one needs a right that the role may lack
+			if err := tx.Raw("SELECT count(*) FROM pg_namespace WHERE nspname = ?", name).Row().Scan(&n); err != nil {
+				return err
+			}
+			if n > 0 {
+				continue
+			}
+			if err := tx.Exec("CREATE SCHEMA ?", clause.Table{Name: name}).Error; err != nil {
 				return err
 			}
 		}
@@ -111,6 +120,10 @@ func (b *binding) complete(tx *gorm.DB) error {
 			return err
 		}
 	}
+	// Before the indexes: SQLite makes the table anew to change a constraint.
+	if err := b.constrain(tx); err != nil {
+		return err
+	}
 	for name := range b.schema.ParseCheckConstraints() {
 		if !m.HasConstraint(session, name) {
 			if err := m.CreateConstraint(session, name); err != nil {
@@ -125,30 +138,71 @@ func (b *binding) complete(tx *gorm.DB) error {
 			}
 		}
 	}
-	return b.constrain(tx)
+	return nil
 }
 
-// constrain adds the foreign keys that an existing table lacks.
+// constrain adds the foreign keys that an existing table lacks, and makes the
+// owner's one that cascades.
 func (b *binding) constrain(tx *gorm.DB) error {
 	if tx.DisableForeignKeyConstraintWhenMigrating || tx.IgnoreRelationshipsWhenMigrating {
 		return nil
 	}
 	session, m := b.value(), tx.Migrator()
-	if b.strayKey != "" && m.HasConstraint(session, b.strayKey) {
-		if err := m.DropConstraint(session, b.strayKey); err != nil {
-			return err
+	for _, name := range b.strayKeys {
+		if m.HasConstraint(session, name) {
+			if err := m.DropConstraint(session, name); err != nil {
+				return err
+			}
 		}
 	}
 	for _, rel := range b.schema.Relationships.Relations {
 		c := rel.ParseConstraint()
-		if rel.Field.IgnoreMigration || c == nil || c.Schema != b.schema || m.HasConstraint(session, c.Name) {
+		if rel.Field.IgnoreMigration || c == nil || c.Schema != b.schema {
 			continue
+		}
+		if m.HasConstraint(session, c.Name) {
+			ours := len(c.ForeignKeys) == 1 && c.ForeignKeys[0] == b.ownerID
+			if cascades, err := b.cascades(tx, c.Name); err != nil || !ours || cascades {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			if err := m.DropConstraint(session, c.Name); err != nil {
+				return err
+			}
 		}
 		if err := m.CreateConstraint(session, c.Name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// cascades reports whether the foreign key of that name deletes the sessions of
+// a deleted owner. GORM makes one that does not where the owner has the has-many
+// side and its AutoMigrate ran before the plugin was registered.
+func (b *binding) cascades(tx *gorm.DB, name string) (bool, error) {
+	query, args := "SELECT delete_rule FROM information_schema.referential_constraints WHERE constraint_name = ? AND constraint_schema = ", []any{name}
+	in, table, qualified := strings.Cut(b.schema.Table, ".")
+	switch {
+	case tx.Name() == "sqlite":
+		query, args = `SELECT on_delete FROM pragma_foreign_key_list(?) WHERE "from" = ?`, []any{b.schema.Table, b.ownerID.DBName}
+	case qualified && table != "":
+		query, args = query+"?", append(args, in)
+	case tx.Name() == "mysql":
+		query += "DATABASE()"
+	case tx.Name() == "postgres":
+		query += "CURRENT_SCHEMA()"
+	default:
+		return true, nil
+	}
+	var rule string
+	err := tx.Raw(query, args...).Row().Scan(&rule)
+	if errors.Is(err, sql.ErrNoRows) {
+		return true, nil // a database that does not tell
+	}
+	return rule == "CASCADE", err
 }
 
 func (b *binding) tables() []string {
@@ -166,15 +220,24 @@ func (b *binding) cascade() {
 	if b.owner == nil {
 		return
 	}
-	for _, rel := range b.schema.Relationships.Relations {
+	first := true
+	for _, name := range slices.Sorted(maps.Keys(b.schema.Relationships.Relations)) {
+		rel := b.schema.Relationships.Relations[name]
 		if rel == b.owner || rel.FieldSchema != b.schema || len(rel.References) != 1 || rel.References[0].ForeignKey != b.ownerID {
 			continue
 		}
-		name := b.root.NamingStrategy.RelationshipFKName(*b.owner)
-		if c := rel.ParseConstraint(); c != nil && c.Name != name {
-			b.strayKey = c.Name // as GORM's own AutoMigrate may have made it before
+		key := b.root.NamingStrategy.RelationshipFKName(*rel)
+		if c := rel.ParseConstraint(); c != nil {
+			key = c.Name
 		}
-		rel.Field.TagSettings["CONSTRAINT"] = name + ",OnUpdate:CASCADE,OnDelete:CASCADE"
+		if first {
+			rel.Field.TagSettings["CONSTRAINT"] = key + ",OnUpdate:CASCADE,OnDelete:CASCADE"
+			first = false
+			continue
+		}
+		// One key is enough; another of GORM's would not cascade.
+		rel.Field.TagSettings["CONSTRAINT"] = "-"
+		b.strayKeys = append(b.strayKeys, key)
 	}
 }
 
@@ -182,6 +245,15 @@ func (b *binding) cascade() {
 // connection that could not keep times.
 func (b *binding) fitDialect() error {
 	b.cascade()
+	defer func() { // GORM has copied the type it took to what refers to a session
+		for _, rel := range b.schema.Relationships.Relations {
+			for _, ref := range rel.References {
+				if ref.PrimaryKey == b.id {
+					ref.ForeignKey.DataType = b.id.DataType
+				}
+			}
+		}
+	}()
 	switch b.root.Name() {
 	case "postgres":
 		b.id.DataType = "uuid"
@@ -190,12 +262,11 @@ func (b *binding) fitDialect() error {
 		}
 	case "mysql":
 		b.id.DataType = "char(36) character set ascii collate ascii_bin"
-		if b.root.DryRun {
-			return nil
-		}
+		query := b.root.Session(&gorm.Session{}) // its Config is a copy
+		query.DryRun = false
 		var version string
 		var moment any
-		row := b.root.Raw("SELECT VERSION(), CAST('2006-01-02 15:04:05' AS DATETIME)").Row()
+		row := query.Raw("SELECT VERSION(), CAST('2006-01-02 15:04:05' AS DATETIME)").Row()
 		if err := row.Scan(&version, &moment); err != nil {
 			return fmt.Errorf("gormsessions: ask MySQL for its version: %w", err)
 		}

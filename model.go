@@ -39,9 +39,10 @@ type Session[O any, K comparable] struct {
 // several kinds (an OwnerType and an OwnerID of the application's own, for
 // GORM's polymorphic associations).
 //
-// All of it but Data is create-only for GORM: Save, Updates and UpdateColumn of
-// a stale value cannot revive a session, move it or change its token. The
-// methods of [Plugin] write these columns.
+// All of it but Data is create-only for GORM, and so are an OwnerID and an
+// OwnerType beside it: Save, Updates and UpdateColumn of a stale value cannot
+// revive a session, move it or change its token. The methods of [Plugin] write
+// these columns.
 type Base struct {
 	// ID is a UUIDv7. It is no secret: it may be shown to the owner and
 	// written to logs. Default: made on create.
@@ -137,25 +138,32 @@ func (b *Base) times() (optional map[string]**time.Time, always map[string]*time
 
 const redacted = "[redacted]"
 
+func hide(size int) string {
+	if size == 0 {
+		return ""
+	}
+	return redacted
+}
+
 // Token is a session's secret. It hides itself: fmt (every verb), log/slog,
 // encoding/json, encoding/xml and encoding/gob show [redacted]. string(t) is
 // the deliberate way to get it. Two ways past that are fmt's own: it calls no
-// methods of a value in an unexported field, nor under the verb %w, which is for
-// errors (go vet reports it).
+// methods of a value in an unexported field, nor under the verbs %p and %w, which
+// are for pointers and errors (go vet reports them). An empty one shows as empty.
 type Token string
 
 // Digest is what a [Hasher] makes of a token. It hides itself as [Token] does,
 // also from GORM's logger, which prints the parameters of statements.
 type Digest []byte
 
-func (Token) String() string               { return redacted }
-func (Token) GoString() string             { return redacted }
-func (Token) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, redacted) }
-func (Token) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (t Token) String() string               { return hide(len(t)) }
+func (t Token) GoString() string             { return hide(len(t)) }
+func (t Token) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hide(len(t))) }
+func (t Token) LogValue() slog.Value         { return slog.StringValue(hide(len(t))) }
+func (t Token) MarshalText() ([]byte, error) { return []byte(hide(len(t))), nil }
 
 // MarshalBinary hides the token from encoding/gob.
-func (Token) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+func (t Token) MarshalBinary() ([]byte, error) { return []byte(hide(len(t))), nil }
 
 // UnmarshalText leaves t empty: no token is ever read back from what
 // MarshalText wrote, nor taken from a client's JSON.
@@ -164,14 +172,14 @@ func (t *Token) UnmarshalText([]byte) error { *t = ""; return nil }
 // UnmarshalBinary leaves t empty, as UnmarshalText does.
 func (t *Token) UnmarshalBinary([]byte) error { *t = ""; return nil }
 
-func (Digest) String() string               { return redacted }
-func (Digest) GoString() string             { return redacted }
-func (Digest) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, redacted) }
-func (Digest) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (Digest) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (d Digest) String() string               { return hide(len(d)) }
+func (d Digest) GoString() string             { return hide(len(d)) }
+func (d Digest) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hide(len(d))) }
+func (d Digest) LogValue() slog.Value         { return slog.StringValue(hide(len(d))) }
+func (d Digest) MarshalText() ([]byte, error) { return []byte(hide(len(d))), nil }
 
 // MarshalBinary hides the digest from encoding/gob.
-func (Digest) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+func (d Digest) MarshalBinary() ([]byte, error) { return []byte(hide(len(d))), nil }
 
 // UnmarshalText leaves d empty: no digest is ever taken from a client's JSON.
 func (d *Digest) UnmarshalText([]byte) error { *d = nil; return nil }

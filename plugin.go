@@ -31,7 +31,9 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -48,13 +50,15 @@ import (
 // error, wrapped, and never [ErrNoSession].
 type Plugin[T any] struct {
 	core *core
-	tx   *gorm.DB // what With was given; nil: the *gorm.DB registered on
+	with bool     // made by With, for
+	tx   *gorm.DB // this one
 }
 
 // core is what a Plugin shares with the copies that With makes.
 type core struct {
 	config Config
 	model  reflect.Type
+	mu     sync.Mutex // held while it is registered
 	bound  atomic.Pointer[binding]
 }
 
@@ -71,7 +75,7 @@ type binding struct {
 	foreign  bool
 
 	registered []callback
-	strayKey   string // a foreign key without the cascade, as GORM may have made it
+	strayKeys  []string // foreign keys that GORM may have made beside the one
 }
 
 var _ gorm.Plugin = (*Plugin[Base])(nil)
@@ -98,6 +102,8 @@ func pluginName(model reflect.Type) string {
 // the model, migrates the table unless SkipMigrate is set, and registers the
 // callbacks. When it fails, nothing stays registered.
 func (p *Plugin[T]) Initialize(db *gorm.DB) error {
+	p.core.mu.Lock()
+	defer p.core.mu.Unlock()
 	if b := p.core.bound.Load(); b != nil {
 		return fmt.Errorf("gormsessions: the plugin for %s is registered already: each *gorm.DB takes one of its own", b.schema.Name)
 	}
@@ -160,15 +166,19 @@ func (p *Plugin[T]) binding() *binding { return p.core.bound.Load() }
 
 func registeredFor(db *gorm.DB, model reflect.Type) *binding {
 	if r, ok := db.Plugins[pluginName(model)].(registered); ok {
-		return r.binding()
+		if b := r.binding(); b != nil && b.schema.ModelType == model {
+			return b
+		}
 	}
 	return nil
 }
 
 // With returns the plugin inside the caller's transaction or session: all it
-// does then goes through tx. A tx of another *gorm.DB makes every method return
-// [ErrNotRegistered].
-func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] { return &Plugin[T]{core: p.core, tx: tx} }
+// does then goes through tx. A tx that is nil, or of another *gorm.DB, makes every
+// method return [ErrNotRegistered].
+func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] {
+	return &Plugin[T]{core: p.core, with: true, tx: tx}
+}
 
 // call is one call of a method: the binding, and the statement to start from.
 // Each chain on db is a statement of its own.
@@ -185,11 +195,11 @@ func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 		return call{}, ErrNotRegistered
 	}
 	db := b.root
-	if p.tx != nil {
-		db = p.tx
-		if db.Callback() != b.root.Callback() {
+	if p.with {
+		if p.tx == nil || p.tx.Callback() != b.root.Callback() {
 			return call{}, ErrNotRegistered
 		}
+		db = p.tx
 	}
 	db = db.Session(&gorm.Session{Context: ctx, QueryFields: true})
 	return call{b, db.Model(new(T)).Session(&gorm.Session{})}, nil
@@ -220,9 +230,13 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 // it then is.
 //
 // Scopes limit further: a session that they leave out is no session. A token
-// that is not of the plugin's format costs no query. An extension that fails, on
-// a read-only database say, is logged by GORM's logger and does not refuse the
-// session, which was read as active.
+// that is not of the plugin's format costs no query. They cannot leave out
+// columns (Select, Omit): what is not read cannot be judged.
+//
+// An extension that fails, on a read-only database say, is logged by GORM's
+// logger and does not refuse a session that still reads as active. Inside the
+// caller's transaction it is an error, for it ends the transaction on
+// PostgreSQL; in a read-only one call Lookup.
 func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Scope) (*T, error) {
 	c, digests, err := p.present(ctx, token)
 	if err != nil {
@@ -238,17 +252,16 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 	}
 	won, err := c.use(base, now, true)
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case err != nil && (ctx.Err() != nil || c.inTransaction()):
 		return nil, wrap("authenticate", err)
 	case err != nil:
 		c.db.Logger.Warn(ctx, "gormsessions: session %s is active, but noting its use failed: %v", base.ID, err)
-	case !won:
-		// Somebody else wrote it in between: what they left is what counts.
-		if session, err = p.lookup(c.locked(), digests, scopes); err != nil {
-			return nil, wrap("authenticate", err)
-		}
+	case won:
+		return session, nil
 	}
-	return session, nil
+	// Somebody else may have written it in between: what they left counts.
+	session, err = p.lookup(c.current(), digests, scopes)
+	return session, wrap("authenticate", err)
 }
 
 // Lookup is Authenticate without any write.
@@ -277,20 +290,28 @@ func (p *Plugin[T]) present(ctx context.Context, token string) (call, digests, e
 }
 
 func (p *Plugin[T]) lookup(c call, digests digests, scopes []Scope) (*T, error) {
-	db := c.db
+	db, now := c.db, nowOf(c.db)
 	for _, scope := range scopes {
 		db = scope(db)
 	}
-	session, err := p.take(and(db.Clauses(), c.digestIn(digests)))
+	session, stmt, err := p.take(and(and(db.Clauses(), c.digestIn(digests)), c.active(now)))
 	if err != nil {
 		return nil, err
 	}
-	// The last word is not the query's, which a scope may have widened.
-	base := sessionIn(session)
-	if !digests.hold(base.TokenDigest) || !base.activeAt(nowOf(c.db)) {
+	// A scope may run others only now, after the conditions above.
+	if where, ok := stmt.Clauses["WHERE"].Expression.(clause.Where); !ok || slices.ContainsFunc(where.Exprs, alternative) {
+		return nil, fmt.Errorf("%w: a scope with an Or of its own cannot be used here", ErrInvalidValue)
+	}
+	if base := sessionIn(session); !digests.hold(base.TokenDigest) || !base.activeAt(now) {
 		return nil, ErrNoSession
 	}
 	return session, nil
+}
+
+// alternative reports whether a condition is joined to those before it by OR.
+func alternative(expr clause.Expression) bool {
+	or, ok := expr.(clause.OrConditions)
+	return ok && len(or.Exprs) == 1
 }
 
 // Get returns the session that the scopes limit to, in whatever state, the
@@ -300,7 +321,7 @@ func (p *Plugin[T]) Get(ctx context.Context, scopes ...Scope) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
-	session, err := p.take(c.db.Scopes(scopes...).Scopes(c.newestFirst))
+	session, _, err := p.take(c.db.Scopes(scopes...).Scopes(c.newestFirst))
 	return session, wrap("get", err)
 }
 
@@ -362,7 +383,10 @@ func (p *Plugin[T]) SetExpiry(ctx context.Context, session *T, expiresAt *time.T
 		next := *base
 		next.ExpiresAt, next.IdleTimeout, next.UpdatedAt = expiry, 0, now
 		next.capExpiry()
-		return c.write(base, next, clause.Eq{Column: at(c.revokedAt), Value: nil})
+		return c.write(base, next, clause.Set{
+			{Column: column(c.expiresAt), Value: next.ExpiresAt},
+			{Column: column(c.idle), Value: next.IdleTimeout},
+		}, clause.Eq{Column: at(c.revokedAt), Value: nil})
 	})
 }
 
@@ -381,7 +405,7 @@ func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write fu
 		return errUnsaved
 	}
 	for range 10 {
-		row, err := p.take(c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}))
+		row, _, err := p.take(c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}))
 		if err != nil {
 			return wrap(op, err)
 		}
@@ -395,17 +419,18 @@ func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write fu
 			*base = *current
 			return nil
 		}
-		c = c.locked()
+		c = c.current()
 	}
 	return fmt.Errorf("gormsessions: %s: session %s kept changing: try again", op, base.ID)
 }
 
 // Revoke ends the sessions that the scopes limit to, at once and for good, and
-// returns how many it ended; one that was revoked before keeps its time and
-// reason. The reason is for people and logs, at most 255 characters.
+// returns how many it ended, expired and soft-deleted ones among them; one that
+// was revoked before keeps its time and reason. The reason is for people and
+// logs, at most 255 characters.
 //
-// Scopes that limit nothing are [ErrNoScope]. Joins (WithOwner is one) and
-// limits cannot be used here.
+// Scopes that limit nothing, or only by Except, are [ErrNoScope]. Joins
+// (WithOwner is one) and limits cannot be used here.
 func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) (int64, error) {
 	c, err := p.begin(ctx)
 	if err != nil {
@@ -417,12 +442,15 @@ func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) 
 	if n := utf8.RuneCountInString(reason); n > maxReason {
 		return 0, fmt.Errorf("%w: the reason has %d characters, at most %d fit", ErrInvalidValue, n, maxReason)
 	}
+	if len(scopes) == 0 {
+		return 0, ErrNoScope
+	}
 	where, err := c.conditions(scopes, new([]T))
 	if err != nil {
 		return 0, wrap("revoke", err)
 	}
 	now := nowOf(c.db)
-	rows, err := c.update(c.db.Where(where).Where(clause.Eq{Column: at(c.revokedAt), Value: nil}), clause.Set{
+	rows, err := c.update(c.db.Unscoped().Where(where).Where(clause.Eq{Column: at(c.revokedAt), Value: nil}), clause.Set{
 		{Column: column(c.revokedAt), Value: now},
 		{Column: column(c.revokedReason), Value: reason},
 		{Column: column(c.updatedAt), Value: now},
@@ -437,38 +465,54 @@ func (c call) conditions(scopes []Scope, dest any) (clause.Expression, error) {
 	if asked.Error != nil {
 		return nil, asked.Error
 	}
-	if len(asked.Statement.Joins) > 0 {
+	clauses := asked.Statement.Clauses
+	if from, _ := clauses["FROM"].Expression.(clause.From); len(asked.Statement.Joins) > 0 || len(from.Joins) > 0 {
 		return nil, errJoins
 	}
 	for _, name := range []string{"LIMIT", "GROUP BY"} {
-		if _, ok := asked.Statement.Clauses[name]; ok {
+		if _, ok := clauses[name]; ok {
 			return nil, fmt.Errorf("%w: a scope with %s cannot be used here", ErrInvalidValue, name)
 		}
 	}
-	where, _ := asked.Statement.Clauses["WHERE"].Expression.(clause.Where)
-	if len(where.Exprs) == 0 {
+	where, _ := clauses["WHERE"].Expression.(clause.Where)
+	if !slices.ContainsFunc(where.Exprs, func(e clause.Expression) bool { _, only := e.(exception); return !only }) {
 		return nil, ErrNoScope
 	}
 	return group(where.Exprs), nil
 }
 
-// take runs a query for one session.
-func (p *Plugin[T]) take(db *gorm.DB) (*T, error) {
+// take runs a query for one session, with all columns: those that a scope leaves
+// out would read as never revoked and never to expire.
+func (p *Plugin[T]) take(db *gorm.DB) (*T, *gorm.Statement, error) {
 	session := new(T)
 	found := db.Limit(1).Find(session)
+	stmt := found.Statement
 	if found.Error != nil {
-		return nil, found.Error
+		return nil, stmt, found.Error
+	}
+	columns, _ := stmt.Clauses["SELECT"].Expression.(clause.Select)
+	if len(stmt.Selects) > 0 || len(stmt.Omits) > 0 || columns.Expression != nil || len(columns.Columns) < len(stmt.Schema.DBNames) {
+		return nil, stmt, fmt.Errorf("%w: a scope with Select or Omit cannot be used here", ErrInvalidValue)
 	}
 	if found.RowsAffected == 0 {
-		return nil, ErrNoSession
+		return nil, stmt, ErrNoSession
 	}
 	sessionIn(session).inUTC()
-	return session, nil
+	return session, stmt, nil
 }
 
-// locked makes the next query read what is committed now, also inside a
-// transaction that would else see the table as it was when it began.
-func (c call) locked() call {
+func (c call) inTransaction() bool {
+	_, ok := c.db.Statement.ConnPool.(gorm.TxCommitter)
+	return ok
+}
+
+// current makes the next query read what is committed now: inside a transaction
+// MySQL's plain reads see the table as it was when the transaction began.
+// (PostgreSQL's do so too if it is told to; its UPDATE has failed then.)
+func (c call) current() call {
+	if c.db.Name() != "mysql" || !c.inTransaction() {
+		return c
+	}
 	return call{c.binding, c.db.Clauses(clause.Locking{Strength: "UPDATE"}).Session(&gorm.Session{})}
 }
 
@@ -503,10 +547,12 @@ func (b *binding) interval(base *Base) time.Duration {
 func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
 	next := *base
 	next.LastUsedAt, next.UpdatedAt = &now, now
+	set := clause.Set{{Column: column(c.lastUsedAt), Value: now}}
 	if base.slides() && base.ExpiresAt != nil {
-		if pushed := now.Add(base.IdleTimeout); pushed.After(*base.ExpiresAt) {
+		if pushed := stored(now.Add(base.IdleTimeout)); pushed.After(*base.ExpiresAt) {
 			next.ExpiresAt = &pushed
 			next.capExpiry()
+			set = append(set, clause.Assignment{Column: column(c.expiresAt), Value: next.ExpiresAt})
 		}
 	}
 	guard := []clause.Expression{
@@ -517,27 +563,16 @@ func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
 	if once {
 		guard = append(guard, unit("? IS NULL OR ? <= ?", at(c.lastUsedAt), at(c.lastUsedAt), now.Add(-c.interval(base))))
 	}
-	return c.write(base, next, guard...)
+	return c.write(base, next, set, guard...)
 }
 
-// write stores what next changes of base where the guard still holds, and then
-// makes base be next.
-func (c call) write(base *Base, next Base, guard ...clause.Expression) (bool, error) {
-	set := clause.Set{{Column: column(c.updatedAt), Value: next.UpdatedAt}}
-	changed := !next.UpdatedAt.Equal(base.UpdatedAt)
-	if !sameTime(base.ExpiresAt, next.ExpiresAt) {
-		set = append(set, clause.Assignment{Column: column(c.expiresAt), Value: next.ExpiresAt})
-		changed = true
-	}
-	if !sameTime(base.LastUsedAt, next.LastUsedAt) {
-		set = append(set, clause.Assignment{Column: column(c.lastUsedAt), Value: next.LastUsedAt})
-		changed = true
-	}
-	if base.IdleTimeout != next.IdleTimeout {
-		set = append(set, clause.Assignment{Column: column(c.idle), Value: next.IdleTimeout})
-		changed = true
-	}
-	if changed { // MySQL counts rows that change, not those that match
+// write makes the row be next, where the guard still holds, and then base too.
+func (c call) write(base *Base, next Base, set clause.Set, guard ...clause.Expression) (bool, error) {
+	// MySQL counts the rows that change, not those that match.
+	same := next.UpdatedAt.Equal(base.UpdatedAt) && sameTime(next.LastUsedAt, base.LastUsedAt) &&
+		sameTime(next.ExpiresAt, base.ExpiresAt) && next.IdleTimeout == base.IdleTimeout
+	if !same {
+		set = append(set, clause.Assignment{Column: column(c.updatedAt), Value: next.UpdatedAt})
 		db := c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}).Clauses(clause.Where{Exprs: guard})
 		if rows, err := c.update(db, set); err != nil || rows == 0 {
 			return false, err
@@ -560,7 +595,7 @@ type digests []Digest
 
 // digests are what to look a token up by; none for one that cannot be valid.
 func (b *binding) digests(token string) digests {
-	if len(token) == 0 || len(token) > maxToken || !b.format.matches(token) && !b.foreign {
+	if len(token) == 0 || len(token) > maxToken || !b.format.matches(token) && !(b.foreign && visible(token)) {
 		return nil
 	}
 	list := make(digests, 0, len(b.hashers))

@@ -43,7 +43,7 @@ func (c *columns) active(now time.Time) clause.Expression {
 // Expired limits to sessions whose expiry has come, revoked before or not.
 func Expired(db *gorm.DB) *gorm.DB {
 	return limit(db, func(c *columns) (clause.Expression, error) {
-		return clause.Lte{Column: at(c.expiresAt), Value: nowOf(db)}, nil
+		return unit("? IS NOT NULL AND ? <= ?", at(c.expiresAt), at(c.expiresAt), nowOf(db)), nil
 	})
 }
 
@@ -57,7 +57,7 @@ func Revoked(db *gorm.DB) *gorm.DB {
 // Ended limits to sessions that are revoked or expired: all that Active leaves.
 func Ended(db *gorm.DB) *gorm.DB {
 	return limit(db, func(c *columns) (clause.Expression, error) {
-		return unit("? IS NOT NULL OR ? <= ?", at(c.revokedAt), at(c.expiresAt), nowOf(db)), nil
+		return unit("? IS NOT NULL OR (? IS NOT NULL AND ? <= ?)", at(c.revokedAt), at(c.expiresAt), at(c.expiresAt), nowOf(db)), nil
 	})
 }
 
@@ -102,7 +102,8 @@ func WithID(id uuid.UUID) Scope {
 }
 
 // Except leaves out one session: "sign out everywhere else". A session that is
-// nil or was not saved is an error: leaving out none would end them all.
+// nil, was not saved, or is of another model is an error: leaving out none would
+// end them all.
 func Except(session Model) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
@@ -113,7 +114,10 @@ func Except(session Model) Scope {
 			if base.ID == uuid.Nil {
 				return nil, errUnsaved
 			}
-			return clause.Neq{Column: at(c.id), Value: base.ID}, nil
+			if model := reflect.TypeOf(session).Elem(); model != c.schema.ModelType {
+				return nil, fmt.Errorf("%w: Except was given a %v", ErrNotModel, model)
+			}
+			return exception{unit("? <> ?", at(c.id), base.ID)}, nil
 		})
 	}
 }
@@ -154,6 +158,9 @@ func (g group) Build(builder clause.Builder) {
 // unit is a condition that keeps its meaning beside any other, also negated.
 func unit(sql string, vars ...any) group { return group{clause.Expr{SQL: sql, Vars: vars}} }
 
+// exception is what Except asks for; alone it limits next to nothing.
+type exception struct{ group }
+
 // nothing is unknown, neither true nor false: it matches no row, and neither
 // does its negation.
 var nothing = unit("1 = NULL")
@@ -185,7 +192,7 @@ func and(db *gorm.DB, expr clause.Expression) *gorm.DB {
 // loose reports whether an AND beside it could change what a condition says.
 func loose(expr clause.Expression) bool {
 	switch expr.(type) {
-	case clause.Eq, clause.Neq, clause.Gt, clause.Gte, clause.Lt, clause.Lte, clause.Like, clause.IN, group:
+	case clause.Eq, clause.Neq, clause.Gt, clause.Gte, clause.Lt, clause.Lte, clause.Like, clause.IN, group, exception:
 		return false
 	}
 	return true
@@ -197,10 +204,11 @@ func loose(expr clause.Expression) bool {
 // empty, and SQLite takes NOT IN () for true).
 func refuse(db *gorm.DB, err error) *gorm.DB {
 	db = db.Where(nothing)
-	_ = db.AddError(err)
-	if db.DryRun {
-		db.Statement.SQL.WriteString("a gormsessions scope was refused")
+	if db.Error != nil {
+		err = fmt.Errorf("%w; %w", db.Error, err)
 	}
+	db.Error = err
+	db.Statement.SQL.WriteString("a gormsessions scope was refused")
 	return db
 }
 

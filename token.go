@@ -78,3 +78,15 @@ func appendChecksum(signed []byte) []byte {
 	}
 	return append(signed, digits[:]...)
 }
+
+// visible reports whether token is of visible ASCII characters, as all are that a
+// header or a cookie can carry. A digest, stolen from a table, is not: where one
+// of the hashers is Plaintext it would else be found as a token.
+func visible(token string) bool {
+	for i := range len(token) {
+		if token[i] <= ' ' || token[i] > '~' {
+			return false
+		}
+	}
+	return true
+}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
+	"gorm.io/datatypes"
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
 )
@@ -60,6 +62,26 @@ type Named struct {
 }
 
 func (n *Named) SessionBase() *gormsessions.Base { return &n.Login.Base }
+
+// Shares has fields of the same names as the session's.
+type Shares struct {
+	S         gormsessions.Session[User, uint] `gorm:"embedded;embeddedPrefix:x_"`
+	RevokedAt *time.Time
+	OwnerID   uint
+}
+
+func (s *Shares) SessionBase() *gormsessions.Base { return &s.S.Base }
+
+type SharesOther struct {
+	XRevokedAt, XExpiresAt *time.Time
+	XOwnerID               uint
+}
+
+// External has owners of another system, by their keys.
+type External struct {
+	gormsessions.Base
+	OwnerID string `gorm:"size:100;index"`
+}
 
 // Guest has no owner.
 type Guest struct {
@@ -252,6 +274,15 @@ func (s suite) doors(t *testing.T) {
 				return e.db.Create([]*UserSession{one, one}).Error
 			},
 			"not addressable": func() error { return e.db.Create(*v()).Error },
+			"another model":   func() error { return e.db.Model(&UserSession{}).Create(&Key{Session: v().Session}).Error },
+			"another struct":  func() error { return e.db.Model(&UserSession{}).Create(&User{}).Error },
+			"a struct around it": func() error {
+				return e.db.Table(tableOf(t, e.db, &UserSession{})).Create(&Wrapped{*v()}).Error
+			},
+			"any":              func() error { return e.db.Model(&UserSession{}).Create([]any{v()}).Error },
+			"slice of slices":  func() error { return e.db.Model(&UserSession{}).Create([][]UserSession{{*v()}}).Error },
+			"pointers to maps": func() error { return e.db.Model(&UserSession{}).Create([]*map[string]any{&row}).Error },
+			"INSERT modifier":  func() error { return e.db.Clauses(clause.Insert{Modifier: "IGNORE"}).Create(v()).Error },
 		} {
 			err := create()
 			wantErr(t, name, err, gormsessions.ErrUnsafeCreate)
@@ -371,6 +402,88 @@ func (s suite) guards(t *testing.T) {
 		wantErr(t, "create without the update guard", e.db.Create(v).Error, gormsessions.ErrUnsafeCreate)
 	})
 
+	t.Run("R32_WithoutTheCallbackNothingIsRevived", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		v := e.sign()
+		loaded := e.row(v.ID)
+		must(t, e.db.Callback().Create().Remove(e.sessions.Name()+":before_create"))
+		must(t, e.db.Delete(&UserSession{}, "id = ?", v.ID).Error)
+		for name, err := range map[string]error{
+			"Save": e.db.Save(loaded).Error, "Create": e.db.Create(loaded).Error,
+			"upsert": e.db.Clauses(clause.OnConflict{UpdateAll: true}).Create(loaded).Error,
+		} {
+			wantErr(t, name, err, gormsessions.ErrUnsafeCreate)
+		}
+		e.refused(v.Token)
+	})
+
+	t.Run("NamesThatTheApplicationShares", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		shares := gormsessions.New[Shares](gormsessions.Config{})
+		must(t, e.db.Use(shares))
+		eve := e.newUser("eve")
+		v := &Shares{}
+		v.S.OwnerID = e.user.ID
+		must(t, e.db.Create(v).Error)
+		_, err := shares.Revoke(e.ctx, "x", gormsessions.WithID(v.S.ID))
+		must(t, err)
+		for _, update := range []func() error{
+			func() error { return e.db.Model(v).Updates(map[string]any{"x_revoked_at": nil}).Error },
+			func() error {
+				return e.db.Model(v).Updates(&map[string]any{"x_revoked_at": nil, "x_owner_id": eve.ID}).Error
+			},
+			func() error { return e.db.Model(v).Select("*").Updates(SharesOther{XOwnerID: eve.ID}).Error },
+			func() error { v.S.RevokedAt, v.S.OwnerID = nil, eve.ID; return e.db.Save(v).Error },
+		} {
+			_ = update()
+			_, err := shares.Authenticate(e.ctx, string(v.S.Token))
+			want(t, "revoked", err, gormsessions.ErrNoSession)
+			n, err := shares.Count(e.ctx, gormsessions.ForOwner(&eve))
+			must(t, err)
+			want(t, "eve's", n, 0)
+		}
+		must(t, e.db.Model(v).Update("owner_id", 7).Error)
+		got, err := shares.Get(e.ctx, gormsessions.WithID(v.S.ID))
+		must(t, err)
+		want(t, "the application's own OwnerID", got.OwnerID, 7)
+	})
+
+	t.Run("UpdatesKeepData", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		v := e.sign(func(u *UserSession) { u.Data = datatypes.JSONMap{"cart": "full"} })
+		must(t, e.db.Model(&UserSession{}).Where("id = ?", v.ID).Updates(&UserSession{Device: "y"}).Error)
+		must(t, e.db.Model(&UserSession{}).Where("id = ?", v.ID).Updates(UserSession{Device: "z"}).Error)
+		row := e.row(v.ID)
+		want(t, "Device", row.Device, "z")
+		want(t, "Data", row.Data["cart"], any("full"))
+	})
+
+	t.Run("BaseWithAnOwnerOfTheApplication", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		sessions := gormsessions.New[External](gormsessions.Config{})
+		must(t, e.db.Use(sessions))
+		for _, subject := range []string{"bob", "BOB", "bob ", "böb"} {
+			must(t, e.db.Create(&External{OwnerID: subject}).Error)
+		}
+		n, err := sessions.Count(e.ctx, gormsessions.ForOwner("bob"))
+		must(t, err)
+		want(t, "bob's", n, 1)
+		n, err = sessions.Count(e.ctx, gormsessions.ForOwner("böb"))
+		must(t, err)
+		want(t, "böb's", n, 1)
+		_, err = sessions.Count(e.ctx, gormsessions.ForOwner("a\x00"))
+		wantErr(t, "NUL", err, gormsessions.ErrWrongOwner)
+		v, err := sessions.Get(e.ctx, gormsessions.ForOwner("BOB"))
+		must(t, err)
+		v.OwnerID = "eve"
+		must(t, e.db.Save(v).Error)
+		n, err = sessions.Count(e.ctx, gormsessions.ForOwner("eve"))
+		must(t, err)
+		want(t, "moved by Save", n, 0)
+		wantErr(t, "moved by Update", e.db.Model(v).Update("owner_id", "eve").Error, gormsessions.ErrReadOnlyColumn)
+		want(t, "an extra field all the same", len(sessions.ExtraFields()), 1)
+	})
+
 	t.Run("UpdatesOfOwnColumns", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
 		session := e.sign()
@@ -406,5 +519,11 @@ func (s suite) guards(t *testing.T) {
 		n, err := trash.Count(e.ctx, func(db *gorm.DB) *gorm.DB { return db.Unscoped() })
 		must(t, err)
 		want(t, "rows", n, 1)
+		n, err = trash.Revoke(e.ctx, "everywhere", gormsessions.ForUser(&e.user))
+		must(t, err)
+		want(t, "revoked", n, 1)
+		must(t, e.db.Unscoped().Model(v).Update("deleted_at", nil).Error)
+		_, err = trash.Authenticate(e.ctx, string(v.Token))
+		want(t, "restored after it was revoked", err, gormsessions.ErrNoSession)
 	})
 }

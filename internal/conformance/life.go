@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"database/sql"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -394,6 +395,9 @@ func (s suite) life(t *testing.T) {
 	})
 }
 
+// Wrapped is not registered, but stands for the same table.
+type Wrapped struct{ UserSession }
+
 var errRollback = fmt.Errorf("rolled back by the test")
 
 // revivals are the doors of GORM that write a stale value.
@@ -425,6 +429,42 @@ func revivals() map[string]func(*env, *UserSession, *User) error {
 		"generics Updates": func(e *env, s *UserSession, _ *User) error {
 			_, err := gorm.G[UserSession](e.db).Where("id = ?", s.ID).Updates(e.ctx, *s)
 			return err
+		},
+		"quoted column": func(e *env, s *UserSession, _ *User) error {
+			return e.db.Model(s).Update(e.db.Statement.Quote("revoked_at"), nil).Error
+		},
+		"quoted owner": func(e *env, s *UserSession, other *User) error {
+			return e.db.Model(s).Update(e.db.Statement.Quote("owner_id"), other.ID).Error
+		},
+		"qualified column": func(e *env, s *UserSession, _ *User) error {
+			return e.db.Model(s).UpdateColumn(tableOf(e.t, e.db, s)+".REVOKED_AT ", nil).Error
+		},
+		"raw column": func(e *env, s *UserSession, _ *User) error {
+			_, err := gorm.G[UserSession](e.db).Where("id = ?", s.ID).Set(clause.Assignment{Column: clause.Column{Name: "revoked_at ", Raw: true}, Value: nil}).Update(e.ctx)
+			return err
+		},
+		"pointer to map": func(e *env, s *UserSession, other *User) error {
+			return e.db.Model(s).Updates(&map[string]any{"revoked_at": nil, "owner_id": other.ID}).Error
+		},
+		"map with the owner": func(e *env, s *UserSession, other *User) error {
+			return e.db.Model(s).Updates(map[string]any{"Owner": other}).Error
+		},
+		"owner's association": func(e *env, s *UserSession, other *User) error {
+			return e.db.Model(s).Association("Owner").Replace(other)
+		},
+		"INSERT OR REPLACE": func(e *env, s *UserSession, _ *User) error {
+			v := &UserSession{}
+			v.ID, v.OwnerID = s.ID, s.OwnerID
+			return e.db.Clauses(clause.Insert{Modifier: "OR REPLACE"}).Create(v).Error
+		},
+		"a struct around it": func(e *env, s *UserSession, _ *User) error {
+			return e.db.Table(tableOf(e.t, e.db, s)).Save(&Wrapped{UserSession: *s}).Error
+		},
+		"partly loaded, by the owner": func(e *env, s *UserSession, _ *User) error {
+			u := e.user
+			u.Sessions = []UserSession{{Device: "x"}}
+			u.Sessions[0].ID, u.Sessions[0].OwnerID = s.ID, s.OwnerID
+			return e.db.Save(&u).Error
 		},
 		"another struct": func(e *env, s *UserSession, _ *User) error {
 			return e.db.Model(s).Select("*").Updates(struct {
@@ -516,6 +556,73 @@ func (s suite) races(t *testing.T) {
 		}
 		wg.Wait()
 		want(t, "wrong answers", wrong.Load(), 0)
+	})
+
+	// between runs fn once, after the next query.
+	between := func(e *env, fn func()) {
+		name := "test:between"
+		done := false
+		_ = e.db.Callback().Query().Remove(name)
+		must(t, e.db.Callback().Query().After("gorm:query").Register(name, func(*gorm.DB) {
+			if !done {
+				done = true
+				fn()
+			}
+		}))
+	}
+
+	t.Run("BetweenReadAndWrite", func(t *testing.T) {
+		if s.Conns == 1 {
+			t.Skip("needs a second connection")
+		}
+		e := s.start(t, gormsessions.Config{})
+		later := e.clock.Now().Add(72 * time.Hour)
+		pushed := e.sign(func(u *UserSession) { u.ExpiresAt, u.IdleTimeout = &later, day })
+		pin := *pushed.ExpiresAt
+		between(e, func() { e.exec("UPDATE {t} SET expires_at = ?", pin.Add(72*time.Hour)) })
+		must(t, e.sessions.SetExpiry(e.ctx, pushed, &pin))
+		wantTime(t, "an expiry that was stored already", e.row(pushed.ID).ExpiresAt, pin)
+
+		revoked := e.sign()
+		between(e, func() { e.exec("UPDATE {t} SET revoked_at = ? WHERE id = ?", e.clock.Now(), revoked.ID) })
+		_, err := e.sessions.Authenticate(e.ctx, string(revoked.Token))
+		want(t, "revoked in between", err, gormsessions.ErrNoSession)
+		extended := e.sign()
+		between(e, func() { e.exec("UPDATE {t} SET revoked_at = ? WHERE id = ?", e.clock.Now(), extended.ID) })
+		want(t, "Extend of one revoked in between", e.sessions.Extend(e.ctx, extended), gormsessions.ErrNoSession)
+
+		// Used by somebody else in between; with scopes that FOR UPDATE would not
+		// go with.
+		used := e.sign()
+		for name, scope := range map[string]gormsessions.Scope{
+			"Joins": func(db *gorm.DB) *gorm.DB { return db.Joins("Owner") }, "Distinct": func(db *gorm.DB) *gorm.DB { return db.Distinct() }, "WithOwner": gormsessions.WithOwner,
+		} {
+			e.clock.advance(2 * time.Hour)
+			between(e, func() { e.exec("UPDATE {t} SET last_used_at = ? WHERE id = ?", e.clock.Now(), used.ID) })
+			got, err := e.sessions.Authenticate(e.ctx, string(used.Token), scope)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			wantTime(t, name, got.LastUsedAt, e.clock.Now())
+		}
+
+		// In a transaction that sees the table as it was.
+		for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead} {
+			if e.db.Name() == "sqlite" {
+				break // whose writers wait for each other
+			}
+			v := e.sign()
+			err := e.db.Transaction(func(tx *gorm.DB) error {
+				must(t, tx.Find(&[]UserSession{}).Error)
+				e.exec("UPDATE {t} SET revoked_at = ? WHERE id = ?", e.clock.Now(), v.ID)
+				if got, err := e.sessions.With(tx).Authenticate(e.ctx, string(v.Token)); err == nil {
+					t.Errorf("%v: a revoked session is accepted: %+v", level, got)
+				}
+				return errRollback
+			}, &sql.TxOptions{Isolation: level})
+			wantErr(t, level.String(), err, errRollback)
+		}
 	})
 
 	t.Run("SetExpiryAgainstUse", func(t *testing.T) {

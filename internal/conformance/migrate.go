@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
 	"gorm.io/gorm"
 	"gorm.io/gorm/schema"
@@ -58,6 +59,12 @@ type (
 	NoStruct struct {
 		gormsessions.Session[string, uint]
 	}
+	PointerOwner struct {
+		gormsessions.Session[*User, uint]
+	}
+	PointerKey struct {
+		gormsessions.Session[User, *uint]
+	}
 	SameTable struct {
 		gormsessions.Session[User, uint]
 	}
@@ -74,6 +81,31 @@ type (
 func (Both) SessionBase() *gormsessions.Base { return nil }
 
 func (SameTable) TableName() string { return "user_sessions" }
+
+// SideUser has two sides of the association.
+type (
+	SideUser struct {
+		ID       uint
+		Current  *SideSession  `gorm:"foreignKey:OwnerID"`
+		Sessions []SideSession `gorm:"foreignKey:OwnerID"`
+	}
+	SideSession struct {
+		gormsessions.Session[SideUser, uint]
+	}
+)
+
+// LogLine refers to a session.
+type (
+	Logged struct {
+		gormsessions.Session[User, uint]
+		Lines []LogLine
+	}
+	LogLine struct {
+		ID       uint
+		LoggedID uuid.UUID
+		Text     string
+	}
+)
 
 // Grown is Grows after a release that added a field.
 type (
@@ -226,10 +258,24 @@ func (s suite) migrate(t *testing.T) {
 	})
 
 	t.Run("AfterGORMsOwnAutoMigrate", func(t *testing.T) {
-		db, _, _, _ := s.open(t)
+		db, dialect, c, log := s.open(t)
 		must(t, db.AutoMigrate(&User{}, &UserSession{}))
 		sessions := gormsessions.New[UserSession](gormsessions.Config{})
 		must(t, db.Use(sessions))
+		for _, column := range []string{"OwnerID", "ExpiresAt", "TokenDigest", "Device"} {
+			want(t, "index on "+column, db.Migrator().HasIndex(&UserSession{}, column), true)
+		}
+		// The next start, in the same order, has nothing to do with foreign keys.
+		next := s.again(t, dialect, c, log)
+		statements := log.since(func() {
+			must(t, next.AutoMigrate(&User{}, &UserSession{}))
+			must(t, next.Use(gormsessions.New[UserSession](gormsessions.Config{})))
+		})
+		for _, sql := range statements {
+			if isDDL(sql) && strings.Contains(sql, "CONSTRAINT") {
+				t.Errorf("the second start runs %s", sql)
+			}
+		}
 		u := User{Name: "ada"}
 		must(t, db.Create(&u).Error)
 		v := UserSession{}
@@ -299,7 +345,7 @@ func (s suite) migrate(t *testing.T) {
 		want(t, "revoked", n, 1)
 		statements := log.since(func() { must(t, sessions.Migrate(t.Context())) })
 		for _, sql := range statements {
-			if isDDL(sql) && !strings.HasPrefix(sql, "CREATE SCHEMA IF NOT EXISTS") {
+			if isDDL(sql) {
 				t.Errorf("migrating twice runs %s", sql)
 			}
 		}
@@ -310,6 +356,36 @@ func (s suite) migrate(t *testing.T) {
 		want(t, "sessions of a deleted owner", left, 0)
 		must(t, sessions.Drop(t.Context()))
 		want(t, "dropped", db.Migrator().HasTable(&UserSession{}), false)
+	})
+
+	t.Run("OwnerWithTwoSides", func(t *testing.T) {
+		db, _, _, log := s.open(t)
+		sessions := gormsessions.New[SideSession](gormsessions.Config{})
+		must(t, db.Use(sessions))
+		statements := log.since(func() { must(t, sessions.Migrate(t.Context())) })
+		if slices.ContainsFunc(statements, isDDL) {
+			t.Errorf("migrating twice runs %v", statements)
+		}
+		u := SideUser{Sessions: []SideSession{{}, {}}}
+		must(t, db.Create(&u).Error)
+		must(t, db.Exec("DELETE FROM side_users").Error)
+		n, err := sessions.Count(t.Context())
+		must(t, err)
+		want(t, "sessions of a deleted owner", n, 0)
+	})
+
+	t.Run("TableThatRefersToSessions", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		must(t, db.Use(gormsessions.New[Logged](gormsessions.Config{})))
+		must(t, db.AutoMigrate(&LogLine{}))
+		u := User{Name: "ada"}
+		must(t, db.Create(&u).Error)
+		v := Logged{Lines: []LogLine{{Text: "hello"}}}
+		v.OwnerID = u.ID
+		must(t, db.Create(&v).Error)
+		var line LogLine
+		must(t, db.First(&line).Error)
+		want(t, "line's session", line.LoggedID, v.ID)
 	})
 
 	t.Run("WrongShapes", func(t *testing.T) {
@@ -326,6 +402,8 @@ func (s suite) migrate(t *testing.T) {
 			refusedShape[WrongKeyText](s, t, db, "WrongKeyText", "Session[User, uint]")
 			refusedShape[PairKey](s, t, db, "PairKey", "one column")
 			refusedShape[NoStruct](s, t, db, "NoStruct", "string", "one column")
+			refusedShape[PointerOwner](s, t, db, "PointerOwner")
+			refusedShape[PointerKey](s, t, db, "PointerKey", "uint")
 			refusedShape[Both](s, t, db, "Both", "two sessions")
 			refusedShape[Ignored](s, t, db, "Ignored")
 		})

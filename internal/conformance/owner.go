@@ -132,6 +132,10 @@ func (s suite) owner(t *testing.T) {
 				if err == nil || len(users) > 0 {
 					t.Errorf("%s: %s: got %d rows, %v", name, in, len(users), err)
 				}
+				err = e.db.Where(in, scope(e.db.Model(&UserSession{}).Select("id"))).Delete(&UserSession{}).Error
+				if err == nil {
+					t.Errorf("%s: %s, called directly: got no error", name, in)
+				}
 			}
 		}
 		row := e.row(e.must1().ID)

@@ -67,6 +67,11 @@ func (s suite) scopes(t *testing.T) {
 		want(t, "Not", find(db.Not("device = ?", "active").Scopes(active)), 0)
 		want(t, "an or that GORM does not see", find(db.Where("device = 'expired'\nor\tdevice = 'active'").Scopes(active)), 2)
 		want(t, "Not of the scope", find(db.Not(db.Model(&UserSession{}).Scopes(active))), 6)
+		never := e.sign(func(v *UserSession) { v.IdleTimeout = gormsessions.Never })
+		want(t, "Not of Ended, with one that never expires", find(db.Not(db.Model(&UserSession{}).Scopes(gormsessions.Ended))), 3)
+		want(t, "Not of Expired, with one that never expires", find(db.Not(db.Model(&UserSession{}).Scopes(gormsessions.Expired))), 5)
+		must(t, db.Delete(never).Error)
+		want(t, "Not of Where", find(db.Not(gormsessions.Where(gormsessions.Fields{"Device": "active", "OwnerID": ada.ID})(db.Model(&UserSession{})))), 7)
 		want(t, "Not of Ended", find(db.Not(db.Model(&UserSession{}).Scopes(gormsessions.Ended))), 0+2)
 		want(t, "grouped with Or", find(db.Where(db.Model(&UserSession{}).Scopes(active)).Or(db.Model(&UserSession{}).Scopes(gormsessions.Revoked))), 6)
 		want(t, "called directly", find(active(db.Model(&UserSession{}))), 2)
@@ -114,11 +119,20 @@ func (s suite) scopes(t *testing.T) {
 
 	t.Run("AuthenticateIsNotWidened", func(t *testing.T) {
 		all := func(db *gorm.DB) *gorm.DB { return db.Or("1 = 1") }
-		for _, scopes := range [][]gormsessions.Scope{{all}, {active, all}, {func(db *gorm.DB) *gorm.DB { return db.Scopes(all) }}, {func(db *gorm.DB) *gorm.DB { return db.Where("1 = 0").Or("1 = 1") }}} {
+		nested := func(db *gorm.DB) *gorm.DB { return db.Scopes(all) }
+		for _, c := range []struct {
+			scopes []gormsessions.Scope
+			want   error
+		}{
+			{[]gormsessions.Scope{all}, gormsessions.ErrNoSession},
+			{[]gormsessions.Scope{active, all}, gormsessions.ErrNoSession},
+			{[]gormsessions.Scope{nested}, gormsessions.ErrInvalidValue},
+			{[]gormsessions.Scope{func(db *gorm.DB) *gorm.DB { return db.Where("1 = 0").Or("1 = 1") }}, gormsessions.ErrNoSession},
+		} {
 			v := e.sign()
 			e.exec("DELETE FROM {t} WHERE id = ?", v.ID)
-			_, err := e.sessions.Authenticate(e.ctx, string(v.Token), scopes...)
-			want(t, "a token that is gone", err, gormsessions.ErrNoSession)
+			_, err := e.sessions.Authenticate(e.ctx, string(v.Token), c.scopes...)
+			wantErr(t, "a token that is gone", err, c.want)
 		}
 		v := e.sign()
 		_, err := e.sessions.Authenticate(e.ctx, string(v.Token), gormsessions.ForUser(eve))
@@ -128,6 +142,45 @@ func (s suite) scopes(t *testing.T) {
 		_, err = e.sessions.Authenticate(e.ctx, string(v.Token), gormsessions.ForUser(nil))
 		wantErr(t, "limited to nobody", err, gormsessions.ErrZeroOwner)
 		must(t, e.db.Delete(v).Error)
+	})
+
+	t.Run("ColumnsThatAScopeLeavesOut", func(t *testing.T) {
+		past := e.clock.Now().Add(-time.Hour)
+		revoked := e.sign(func(v *UserSession) { v.RevokedAt = &past })
+		expired := e.sign(func(v *UserSession) { v.ExpiresAt = &past })
+		live := e.sign()
+		for name, scope := range map[string]gormsessions.Scope{
+			"Select": func(db *gorm.DB) *gorm.DB { return db.Select("id", "token_digest", "device") },
+			"Omit":   func(db *gorm.DB) *gorm.DB { return db.Omit("revoked_at", "ExpiresAt") },
+			"nested": func(db *gorm.DB) *gorm.DB {
+				return db.Scopes(func(db *gorm.DB) *gorm.DB { return db.Omit("revoked_at", "expires_at") })
+			},
+			"clause": func(db *gorm.DB) *gorm.DB {
+				return db.Clauses(clause.Select{Columns: []clause.Column{{Name: "id"}, {Name: "token_digest"}}})
+			},
+			"expression": func(db *gorm.DB) *gorm.DB {
+				return db.Select("?, ?", clause.Column{Name: "id"}, clause.Column{Name: "token_digest"})
+			},
+			"nested and Or": func(db *gorm.DB) *gorm.DB {
+				return db.Scopes(func(db *gorm.DB) *gorm.DB { return db.Or("1 = 1").Omit("revoked_at") })
+			},
+		} {
+			for _, v := range []*UserSession{revoked, expired} {
+				for _, p := range []*gormsessions.Plugin[UserSession]{e.sessions, e.sessions.With(scope(e.db.Model(&UserSession{})))} {
+					if got, err := p.Authenticate(e.ctx, string(v.Token), scope, gormsessions.WithOwner); err == nil {
+						t.Errorf("%s: an ended session is accepted: %+v", name, got)
+					}
+					if err := p.Extend(e.ctx, v); err == nil && p != e.sessions {
+						t.Errorf("%s: an ended session is extended", name)
+					}
+				}
+			}
+			_, err := e.sessions.Authenticate(e.ctx, string(live.Token), scope)
+			wantErr(t, name, err, gormsessions.ErrInvalidValue)
+		}
+		for _, v := range []*UserSession{revoked, expired, live} {
+			must(t, e.db.Delete(v).Error)
+		}
 	})
 
 	t.Run("R27_UpdatesAndDelete", func(t *testing.T) {
@@ -153,6 +206,16 @@ func (s suite) scopes(t *testing.T) {
 		v := e.sign()
 		before := e.count(owned, active)
 		want(t, "Except", e.count(owned, active, gormsessions.Except(v)), before-1)
+		key := gormsessions.New[Key](gormsessions.Config{})
+		must(t, e.db.Use(key))
+		other := Key{}
+		other.OwnerID = ada.ID
+		must(t, key.Create(e.ctx, &other))
+		_, err := e.sessions.Revoke(e.ctx, "x", owned, gormsessions.Except(&other))
+		wantErr(t, "Except a session of another model", err, gormsessions.ErrNotModel)
+		_, err = e.sessions.Revoke(e.ctx, "x", gormsessions.Except(v))
+		wantErr(t, "Except alone", err, gormsessions.ErrNoScope)
+		want(t, "still there", e.count(owned, active), before)
 		wantErr(t, "Except a nil pointer", e.db.Scopes(gormsessions.Except((*UserSession)(nil))).Find(&[]UserSession{}).Error, gormsessions.ErrInvalidValue)
 		must(t, e.db.Delete(v).Error)
 	})
@@ -230,6 +293,12 @@ func (s suite) fields(t *testing.T) {
 			_, err := count(gormsessions.Fields{name: "x"})
 			wantErr(t, "field "+name, err, gormsessions.ErrUnknownField)
 		}
+		_, err = count(gormsessions.Fields{"device": "a\x00b"})
+		wantErr(t, "NUL", err, gormsessions.ErrInvalidValue)
+		_, err = count(gormsessions.Fields{"device": []any{"a", "\xff"}})
+		wantErr(t, "UTF-8", err, gormsessions.ErrInvalidValue)
+		_, err = count(gormsessions.Fields{"expires_at": "20000-01-01T00:00:00Z"})
+		wantErr(t, "a time", err, gormsessions.ErrInvalidValue)
 		type kind string
 		for i, f := range []gormsessions.Fields{
 			{"Device": 0}, {"Device": false}, {"Device": 0.0}, {"Device": []int{0}}, {"Device": []any{"x", 0}}, {"Device": map[string]any{"a": 1}},

@@ -176,6 +176,9 @@ func (s suite) token(t *testing.T) {
 		want(t, "imported session", got.ID, session.ID)
 		e.refused("Sample")
 		e.refused(session.Token)
+		// A digest that was stolen is no token, also beside Plaintext.
+		both := s.start(t, gormsessions.Config{AcceptForeign: true, Hashers: []gormsessions.Hasher{gormsessions.Hash(crypto.SHA256), gormsessions.Plaintext()}})
+		both.refused(gormsessions.Token(both.sign().TokenDigest))
 	})
 }
 
@@ -366,6 +369,19 @@ func (s suite) secrets(t *testing.T) {
 			if held == 0 {
 				t.Errorf("no file of %v holds a digest: the test looks at nothing", files)
 			}
+		}
+	})
+
+	t.Run("R10_DuplicateToken", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{Hashers: []gormsessions.Hasher{gormsessions.Plaintext()}})
+		first := e.sign()
+		second := &UserSession{}
+		second.OwnerID, second.Token = e.user.ID, first.Token
+		err := e.db.Create(second).Error
+		wantErr(t, "duplicate", err, gorm.ErrDuplicatedKey)
+		wantErr(t, "duplicate", err, gormsessions.ErrUnsafeCreate)
+		if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), string(first.Token)) {
+			t.Error("the error shows the token")
 		}
 	})
 
