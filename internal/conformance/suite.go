@@ -106,6 +106,7 @@ func Run(t *testing.T, d Database, v Variant) {
 		{"fields", suite.fields, false},
 		{"migrate", suite.migrate, false},
 		{"config", suite.config, false},
+		{"naive", suite.naive, false},
 	} {
 		if test.every || v.Name == plain.Name {
 			t.Run(test.name, func(t *testing.T) { test.run(s, t) })

@@ -1,0 +1,172 @@
+package conformance
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// These are the negative controls: what a session table without this package
+// does. Each shows, by the same looks as the suite, that the fault is real where
+// the guard is not. A control that turns red says that GORM has changed, and that
+// a guard may have become needless.
+
+// NaiveBase digests in a BeforeCreate method, and has no create-only columns.
+type NaiveBase struct {
+	ID          uint
+	TokenDigest []byte
+	ExpiresAt   *time.Time
+	RevokedAt   *time.Time
+}
+
+func (b *NaiveBase) BeforeCreate(*gorm.DB) error {
+	digest := sha256.Sum256([]byte("a token"))
+	b.TokenDigest = digest[:]
+	return nil
+}
+
+type NaiveSession struct {
+	NaiveBase
+	OwnerID uint
+	Owner   *NaiveUser `gorm:"foreignKey:OwnerID;constraint:OnDelete:CASCADE"`
+}
+
+type NaiveUser struct {
+	ID       uint
+	Name     string
+	Sessions []NaiveSession `gorm:"foreignKey:OwnerID"`
+}
+
+// NaiveOwnHook has a hook of its own, which shadows the embedded one.
+type NaiveOwnHook struct {
+	NaiveBase
+	Note string
+}
+
+func (*NaiveOwnHook) BeforeCreate(*gorm.DB) error { return nil }
+
+func naiveActive(db *gorm.DB) *gorm.DB {
+	now := db.NowFunc()
+	return db.Where("revoked_at IS NULL").Where("expires_at IS NULL").Or("expires_at > ?", now)
+}
+
+func (s suite) naive(t *testing.T) {
+	db, _, c, _ := s.open(t)
+	must(t, db.AutoMigrate(&NaiveUser{}, &NaiveSession{}, &NaiveOwnHook{}))
+	ada, eve := NaiveUser{Name: "ada"}, NaiveUser{Name: "eve"}
+	must(t, db.Create(&ada).Error)
+	must(t, db.Create(&eve).Error)
+	sign := func(owner uint) NaiveSession {
+		t.Helper()
+		v := NaiveSession{OwnerID: owner}
+		must(t, db.Create(&v).Error)
+		return v
+	}
+	count := func(db *gorm.DB) (n int64) {
+		t.Helper()
+		must(t, db.Model(&NaiveSession{}).Count(&n).Error)
+		return n
+	}
+
+	t.Run("R16_SaveRevives", func(t *testing.T) {
+		stale := sign(ada.ID)
+		must(t, db.Model(&NaiveSession{}).Where("id = ?", stale.ID).Update("revoked_at", c.Now()).Error)
+		must(t, db.Save(&stale).Error)
+		want(t, "revived by Save", count(db.Where("id = ? AND revoked_at IS NULL", stale.ID)), 1)
+		must(t, db.Delete(&NaiveSession{}, stale.ID).Error)
+		must(t, db.Save(&stale).Error)
+		want(t, "a deleted one back by Save", count(db.Where("id = ?", stale.ID)), 1)
+	})
+
+	t.Run("R22_ZeroOwnerMatchesAll", func(t *testing.T) {
+		sign(ada.ID)
+		sign(eve.ID)
+		all := count(db)
+		want(t, "of nobody", count(db.Where(&NaiveSession{OwnerID: NaiveUser{}.ID})), all)
+	})
+
+	t.Run("R23_HasManyForgetsTheCascade", func(t *testing.T) {
+		sign(eve.ID)
+		if err := db.Exec("DELETE FROM "+tableOf(t, db, &eve)+" WHERE id = ?", eve.ID).Error; err == nil {
+			t.Error("the owner could be deleted: the foreign key cascades, or there is none")
+		}
+	})
+
+	t.Run("R25_HookIsShadowed", func(t *testing.T) {
+		v := NaiveOwnHook{}
+		must(t, db.Create(&v).Error)
+		want(t, "digest", len(v.TokenDigest), 0)
+		w := NaiveSession{OwnerID: ada.ID}
+		must(t, db.Session(&gorm.Session{SkipHooks: true}).Create(&w).Error)
+		want(t, "digest with SkipHooks", len(w.TokenDigest), 0)
+	})
+
+	t.Run("R27_OrWidens", func(t *testing.T) {
+		v := sign(ada.ID)
+		must(t, db.Model(&v).Updates(map[string]any{"revoked_at": c.Now(), "expires_at": c.Now().Add(time.Hour)}).Error)
+		want(t, "a revoked one is active", count(db.Where("id = ?", v.ID).Scopes(naiveActive)), 1)
+	})
+
+	t.Run("R29_TimesAsText", func(t *testing.T) {
+		if db.Name() != "sqlite" {
+			t.Skip("only SQLite compares times as text")
+		}
+		v := sign(ada.ID)
+		expired := c.Now().Add(-time.Hour).In(time.FixedZone("east", 5*3600))
+		must(t, db.Model(&v).Update("expires_at", expired).Error)
+		want(t, "an expired one is active", count(db.Where("id = ? AND expires_at > ?", v.ID, c.Now().UTC())), 1)
+	})
+
+	t.Run("R10_ShownByPrinting", func(t *testing.T) {
+		v := struct{ Token string }{"the secret"}
+		want(t, "printed", fmt.Sprintf("%+v", v), "{Token:the secret}")
+	})
+
+	t.Run("R31_AutoMigrateAlone", func(t *testing.T) {
+		if s.Conns == 1 {
+			t.Skip("nodes do not share one process's memory")
+		}
+		dialect := s.Dialect(t)
+		nodes := make([]*gorm.DB, 16)
+		for i := range nodes {
+			nodes[i] = s.again(t, dialect, c, &recorder{})
+		}
+		errs := make([]error, len(nodes))
+		var wg sync.WaitGroup
+		for i, db := range nodes {
+			wg.Go(func() { errs[i] = db.AutoMigrate(&NaiveUser{}, &NaiveSession{}) })
+		}
+		wg.Wait()
+		failed := 0
+		for _, err := range errs {
+			if err != nil {
+				failed++
+			}
+		}
+		t.Logf("AutoMigrate alone: %d of 16 nodes failed", failed)
+	})
+
+	t.Run("R17_SaveAgainstRevoke", func(t *testing.T) {
+		revived := 0
+		for range 50 {
+			v := sign(ada.ID)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				var read NaiveSession
+				if db.First(&read, v.ID).Error == nil && read.RevokedAt == nil {
+					at := c.Now().Add(time.Hour)
+					read.ExpiresAt = &at
+					_ = db.Save(&read).Error
+				}
+			})
+			wg.Go(func() { _ = db.Model(&NaiveSession{}).Where("id = ?", v.ID).Update("revoked_at", c.Now()).Error })
+			wg.Wait()
+			revived += int(count(db.Where("id = ? AND revoked_at IS NULL", v.ID)))
+		}
+		t.Logf("an extension by Save revived %d of 50 revoked sessions", revived)
+	})
+}
