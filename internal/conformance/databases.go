@@ -26,6 +26,8 @@ type Database struct {
 	Dialect func(t testing.TB) gorm.Dialector
 	// Conns limits the pool; 0: no limit.
 	Conns int
+	// Prepare, if set, is called with each *gorm.DB that is opened.
+	Prepare func(t testing.TB, db *gorm.DB, dialector gorm.Dialector)
 }
 
 // Open opens db with config.
@@ -41,6 +43,9 @@ func (d Database) Open(t testing.TB, dialector gorm.Dialector, config *gorm.Conf
 	}
 	pool.SetMaxOpenConns(d.Conns)
 	t.Cleanup(func() { _ = pool.Close() })
+	if d.Prepare != nil {
+		d.Prepare(t, db, dialector)
+	}
 	return db
 }
 

@@ -386,6 +386,9 @@ func (s suite) secrets(t *testing.T) {
 	})
 
 	t.Run("DatabaseErrorIsNotNoSession", func(t *testing.T) {
+		if s.Prepare != nil {
+			t.Skip("statements go to pools that the test does not close")
+		}
 		e := s.start(t, gormsessions.Config{})
 		session := e.sign()
 		cancelled, cancel := context.WithCancel(e.ctx)
