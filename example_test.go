@@ -302,8 +302,8 @@ func ExampleWhere() {
 func ExampleForOwner() {
 	type Login struct {
 		gormsessions.Base
-		OwnerType string `gorm:"<-:create;not null;size:64;index:idx_logins_owner"`
-		OwnerID   uint   `gorm:"<-:create;not null;index:idx_logins_owner"`
+		OwnerType string `gorm:"not null;size:64;index:idx_logins_owner"`
+		OwnerID   uint   `gorm:"not null;index:idx_logins_owner"`
 		Device    string
 	}
 	type User struct {

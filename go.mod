@@ -5,10 +5,14 @@ go 1.25.0
 require (
 	github.com/google/uuid v1.6.0
 	gorm.io/datatypes v1.2.7
+	gorm.io/gorm v1.31.2
+)
+
+// Test dependencies, and those of the examples.
+require (
 	gorm.io/driver/mysql v1.6.0
 	gorm.io/driver/postgres v1.6.3
 	gorm.io/driver/sqlite v1.6.0
-	gorm.io/gorm v1.31.2
 )
 
 require (

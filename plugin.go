@@ -15,7 +15,7 @@
 //
 //	s := UserSession{Device: "Firefox on Linux"}
 //	s.OwnerID = user.ID
-//	err = db.Create(&s) // string(s.Token) is the only copy of the secret
+//	err = db.Create(&s).Error // string(s.Token) is the only copy of the secret
 //
 //	got, err := sessions.Authenticate(ctx, token, gormsessions.WithOwner)
 //

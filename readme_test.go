@@ -1,0 +1,173 @@
+package gormsessions_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/gormsessions/gormsessions"
+	"gorm.io/gorm"
+)
+
+// around is what the README's fragments stand in.
+const around = `package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/gormsessions/gormsessions"
+	"gorm.io/gorm"
+)
+
+type User struct {
+	ID    uint
+	Email string
+}
+
+func main() {}
+
+var _ = time.Second
+`
+
+const fragment = `
+func _(ctx context.Context, db *gorm.DB, user User%s) (err error) {
+	{
+		%s
+	}
+	return err
+}
+`
+
+// TestREADME runs the README's program and compares what it prints, and compiles
+// every other piece of Go in it.
+func TestREADME(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?ms)^```go\n(.*?)^```\n").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) < 6 {
+		t.Fatalf("%d pieces of Go found", len(blocks))
+	}
+	var program, fragments strings.Builder
+	for _, block := range blocks {
+		code := block[1]
+		if strings.HasPrefix(code, "package main") {
+			program.WriteString(code)
+			continue
+		}
+		if strings.HasPrefix(code, "gormsessions.Config{") {
+			code = "_ = " + code
+		}
+		declared := ", sessions *gormsessions.Plugin[UserSession]"
+		if strings.Contains(code, "sessions := ") {
+			declared = ""
+		}
+		fmt.Fprintf(&fragments, fragment, declared, code)
+	}
+	dir := t.TempDir()
+
+	t.Run("program", func(t *testing.T) {
+		file := filepath.Join(dir, "main.go")
+		write(t, file, program.String())
+		binary := filepath.Join(dir, "program")
+		if out, err := exec.Command("go", "build", "-o", binary, file).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		run := exec.Command(binary)
+		run.Dir = dir
+		out, err := run.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		want := regexp.MustCompile("(?ms)^```text\n(.*?)^```\n").FindSubmatch(text)
+		if want == nil || string(out) != string(want[1]) {
+			t.Errorf("it prints\n%s, the README says\n%s", out, want)
+		}
+	})
+
+	t.Run("fragments", func(t *testing.T) {
+		file := filepath.Join(dir, "fragments.go")
+		session := "\ntype UserSession struct {\n\tgormsessions.Session[User, uint]\n\tDevice string\n}\n"
+		write(t, file, around+session+fragments.String())
+		out, err := exec.Command("go", "build", "-gcflags=-e", "-o", os.DevNull, file).CombinedOutput()
+		if err == nil {
+			return
+		}
+		// A fragment declares what a reader goes on to use.
+		for line := range strings.Lines(string(out)) {
+			if !strings.HasPrefix(line, "#") && !strings.Contains(line, "declared and not used") {
+				t.Error(line)
+			}
+		}
+	})
+
+	t.Run("statement", func(t *testing.T) {
+		db, sessions := openSessions()
+		var got string
+		if err := db.Callback().Query().After("gorm:query").Register("test:statement", func(db *gorm.DB) {
+			got = db.Statement.SQL.String()
+		}); err != nil {
+			t.Fatal(err)
+		}
+		s := signIn(db, signUp(db, "ada@example.com"), "Firefox on Linux")
+		if _, err := sessions.Lookup(t.Context(), string(s.Token), gormsessions.WithOwner); err != nil {
+			t.Fatal(err)
+		}
+		got = regexp.MustCompile(`^SELECT .* FROM`).ReplaceAllString(strings.ReplaceAll(got, "`", ""), "SELECT … FROM")
+		want := regexp.MustCompile("(?ms)^```sql\n(.*?)^```\n").FindSubmatch(text)
+		if want == nil || got != strings.Join(strings.Fields(string(want[1])), " ") {
+			t.Errorf("Authenticate runs\n%s\nthe README says\n%s", got, want)
+		}
+	})
+}
+
+func write(t *testing.T, file, content string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSECURITY checks that every test which SECURITY.md names is there.
+func TestSECURITY(t *testing.T) {
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code strings.Builder
+	for _, pattern := range []string{"*_test.go", "internal/conformance/*.go", "tests/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			content, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code.Write(content)
+		}
+	}
+	named := 0
+	for row := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(row, "| R") {
+			continue
+		}
+		cells := strings.Split(row, "|")
+		for _, name := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[3], -1) {
+			named++
+			if !regexp.MustCompile(`\b` + name[1] + `\b`).MatchString(code.String()) {
+				t.Errorf("there is no test %s", name[1])
+			}
+		}
+	}
+	if named < 40 {
+		t.Errorf("%d tests named: the table was not read", named)
+	}
+}
