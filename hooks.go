@@ -1,9 +1,7 @@
 package gormsessions
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -46,8 +44,11 @@ var (
 // it came to be bound: nothing is ever stored or found under one. So is any digest
 // in an insert that the plugin did not fill in.
 func (d Digest) GormValue(_ context.Context, db *gorm.DB) clause.Expr {
-	_, insert := db.Statement.Clauses["INSERT"]
-	if _, filled := db.InstanceGet(snapshots); len(d) == 0 || insert && !filled {
+	filled := len(d) > 0
+	if _, insert := db.Statement.Clauses["INSERT"]; insert && filled {
+		_, filled = db.InstanceGet(snapshots)
+	}
+	if !filled {
 		_ = db.AddError(fmt.Errorf("%w: no plugin is registered for this model, or its callback was removed or replaced", ErrUnsafeCreate))
 	}
 	return clause.Expr{SQL: "?", Vars: []any{boundDigest(d)}}
@@ -157,7 +158,7 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 		_ = db.AddError(err)
 		return
 	}
-	fresh := make([]reflect.Value, 0, len(values))
+	var fresh, stored []reflect.Value
 	for _, v := range values {
 		switch base := sessionAt(v); {
 		case len(base.TokenDigest) == 0 && association && base.ID != uuid.Nil:
@@ -165,13 +166,15 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 			return
 		case len(base.TokenDigest) == 0:
 			fresh = append(fresh, v)
-		case !association:
+		case association:
+			stored = append(stored, v)
+		default:
 			_ = db.AddError(fmt.Errorf("%w: the session %s was created before: create a new value, and change this one with Updates", ErrUnsafeCreate, base.ID))
 			return
 		}
 	}
 	if association {
-		b.createAssociated(db, values, fresh)
+		b.createAssociated(db, fresh, stored)
 	}
 	if db.Error != nil {
 		return
@@ -208,7 +211,8 @@ func (b *binding) afterCreate(db *gorm.DB) {
 		return
 	}
 	// MySQL's error for a duplicate shows the value.
-	if err := db.Error; err != nil && strings.Contains(err.Error(), b.digest.DBName) && !strings.HasPrefix(err.Error(), "gormsessions: ") {
+	if t, ok := db.Dialector.(gorm.ErrorTranslator); ok && db.Error != nil && strings.Contains(db.Error.Error(), b.digest.DBName) &&
+		errors.Is(t.Translate(db.Error), gorm.ErrDuplicatedKey) {
 		db.Error = fmt.Errorf("%w: the token is in use: %w", ErrUnsafeCreate, gorm.ErrDuplicatedKey)
 	}
 	before, _ := db.InstanceGet(snapshots)
@@ -267,14 +271,11 @@ func (b *binding) savedUnchanged(db *gorm.DB) bool {
 // createAssociated leaves only the new ones of an association's sessions to
 // GORM's insert. It would write the stored ones too, with ON CONFLICT: a new
 // token for a session that keeps its old one, or a deleted session back.
-func (b *binding) createAssociated(db *gorm.DB, values, fresh []reflect.Value) {
+func (b *binding) createAssociated(db *gorm.DB, fresh, stored []reflect.Value) {
 	stmt := db.Statement
 	delete(stmt.Clauses, "ON CONFLICT")
 	if db.FullSaveAssociations {
-		for _, v := range values {
-			if slices.Contains(fresh, v) {
-				continue
-			}
+		for _, v := range stored {
 			tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: stmt.SkipHooks})
 			value := v.Addr().Interface()
 			if db.AddError(tx.Select("*").Omit(clause.Associations).Updates(value).Error) != nil {
@@ -282,17 +283,18 @@ func (b *binding) createAssociated(db *gorm.DB, values, fresh []reflect.Value) {
 			}
 		}
 	}
-	switch len(fresh) {
-	case 0:
-		db.Error = errNothingToInsert
-	case len(values):
-	default:
-		list := reflect.New(reflect.SliceOf(reflect.PointerTo(b.schema.ModelType)))
-		for _, v := range fresh {
-			list.Elem().Set(reflect.Append(list.Elem(), v.Addr()))
-		}
-		stmt.Dest, stmt.ReflectValue = list.Interface(), list.Elem()
+	if len(stored) == 0 {
+		return
 	}
+	if len(fresh) == 0 {
+		db.Error = errNothingToInsert
+		return
+	}
+	list := reflect.New(reflect.SliceOf(reflect.PointerTo(b.schema.ModelType)))
+	for _, v := range fresh {
+		list.Elem().Set(reflect.Append(list.Elem(), v.Addr()))
+	}
+	stmt.Dest, stmt.ReflectValue = list.Interface(), list.Elem()
 }
 
 // fill makes a value a session: its owner, token, digest and times.
@@ -595,90 +597,4 @@ func (b *binding) elements(v reflect.Value) ([]reflect.Value, error) {
 		list[i] = v
 	}
 	return list, nil
-}
-
-// storedTime is t as the databases keep it, in a new variable.
-func storedTime(name string, t *time.Time) (*time.Time, error) {
-	if t == nil {
-		return nil, nil
-	}
-	normal := stored(*t)
-	if y := normal.Year(); y < 1000 || y > 9999 {
-		return nil, fmt.Errorf("%w: %s is in the year %d: databases keep 1000 to 9999 (nil is never)", ErrInvalidValue, name, y)
-	}
-	return &normal, nil
-}
-
-func sameTime(a, b *time.Time) bool {
-	return a == b || a != nil && b != nil && a.Equal(*b)
-}
-
-// inUTC makes all nodes see the same values, whatever zone their driver reads
-// times in.
-func (b *Base) inUTC() {
-	optional, always := b.times()
-	for _, t := range optional {
-		if *t != nil {
-			utc := (*t).UTC()
-			*t = &utc
-		}
-	}
-	for _, t := range always {
-		*t = t.UTC()
-	}
-}
-
-// checkTexts refuses text that some database would refuse or change.
-func (b *binding) checkTexts(value func(*schema.Field) (any, bool)) error {
-	for _, f := range b.schema.Fields {
-		if f.DBName == "" || f.IndirectFieldType.Kind() != reflect.String || f.Serializer != nil {
-			continue
-		}
-		v, ok := value(f)
-		if !ok {
-			continue
-		}
-		if rv := reflect.Indirect(reflect.ValueOf(v)); rv.IsValid() && rv.Kind() == reflect.String {
-			if err := checkText(f.Name, rv.String()); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func checkText(name, text string) error {
-	switch {
-	case !utf8.ValidString(text):
-		return fmt.Errorf("%w: %s is not valid UTF-8", ErrInvalidValue, name)
-	case strings.IndexByte(text, 0) >= 0:
-		return fmt.Errorf("%w: %s holds a NUL byte, which PostgreSQL cannot store", ErrInvalidValue, name)
-	}
-	return nil
-}
-
-// checkData refuses what would not come back as it was: GORM's JSONMap drops the
-// error of a value that is no JSON, and encoding/json replaces invalid UTF-8.
-func checkData(data datatypes.JSONMap) error {
-	if len(data) == 0 {
-		return nil
-	}
-	text, err := json.Marshal(map[string]any(data))
-	if err != nil {
-		return fmt.Errorf("%w: Data: %w", ErrInvalidValue, err)
-	}
-	// A replacement character of the application's own is not escaped.
-	for rest := text; ; rest = rest[2:] {
-		i := bytes.IndexByte(rest, '\\')
-		if i < 0 {
-			return nil
-		}
-		rest = rest[i:]
-		switch {
-		case bytes.HasPrefix(rest, []byte(`\u0000`)):
-			return fmt.Errorf("%w: Data holds a NUL byte, which PostgreSQL cannot store", ErrInvalidValue)
-		case bytes.HasPrefix(rest, []byte(`\ufffd`)):
-			return fmt.Errorf("%w: Data holds text that is not valid UTF-8", ErrInvalidValue)
-		}
-	}
 }

@@ -211,9 +211,3 @@ func refuse(db *gorm.DB, err error) *gorm.DB {
 	db.Statement.SQL.WriteString("a gormsessions scope was refused")
 	return db
 }
-
-// nowOf is the statement's time as the database keeps it: SQLite compares times
-// as text, which is only right within one zone.
-func nowOf(db *gorm.DB) time.Time { return stored(db.NowFunc()) }
-
-func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
