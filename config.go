@@ -9,7 +9,7 @@ import (
 )
 
 // Never, as a duration, is "at no time": as IdleTimeout, no expiry by idleness;
-// as TouchInterval, no write on reads.
+// as AbsoluteTimeout, no absolute one; as TouchInterval, no write on reads.
 const Never time.Duration = math.MaxInt64
 
 const (

@@ -2,6 +2,7 @@ package gormsessions
 
 import (
 	"database/sql"
+	"database/sql/driver"
 	"encoding"
 	"encoding/json"
 	"fmt"
@@ -51,6 +52,9 @@ func Where(fields Fields) Scope {
 					return nil, err
 				}
 				all = append(all, one)
+			}
+			if len(all) == 1 {
+				return all[0], nil // as it is: FirstOrCreate takes values from it
 			}
 			return all, nil
 		})
@@ -126,8 +130,16 @@ func (c *columns) fieldIn(f *schema.Field, list reflect.Value) (clause.Expressio
 // comparable is a value as the column holds it: the times of a session are
 // stored in UTC, those of the application's own fields as it gave them.
 func (c *columns) comparable(f *schema.Field, v reflect.Value) (any, error) {
-	if v.Kind() == reflect.String {
-		return v.Interface(), checkText(f.Name, v.String())
+	text := v
+	if valuer, ok := v.Interface().(driver.Valuer); ok {
+		value, err := valuer.Value()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrInvalidValue, f.Name, err)
+		}
+		text = reflect.ValueOf(value)
+	}
+	if text.Kind() == reflect.String {
+		return v.Interface(), checkText(f.Name, text.String())
 	}
 	if t, ok := v.Interface().(time.Time); ok && !c.extra(f) {
 		normal, err := storedTime(f.Name, &t)

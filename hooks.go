@@ -162,8 +162,11 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 	for _, v := range values {
 		switch base := sessionAt(v); {
 		case len(base.TokenDigest) == 0 && association && base.ID != uuid.Nil:
-			_ = db.AddError(fmt.Errorf("%w: the associated session %s has an ID but no digest: load all of its columns, or leave the ID of a new one empty", ErrUnsafeCreate, base.ID))
-			return
+			if !b.isStored(db, base.ID) { // loaded in part, or deleted since
+				_ = db.AddError(fmt.Errorf("%w: the associated session %s is not stored: leave the ID of a new one empty", ErrUnsafeCreate, base.ID))
+				return
+			}
+			stored = append(stored, v)
 		case len(base.TokenDigest) == 0:
 			fresh = append(fresh, v)
 		case association:
@@ -232,6 +235,9 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 	if err := b.intact(); err != nil {
 		return false, err
 	}
+	if b.savedUnchanged(db) {
+		return false, errNothingToInsert
+	}
 	if insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
 		return false, fmt.Errorf("%w: INSERT %s could overwrite a session, or store none", ErrUnsafeCreate, insert.Modifier)
 	}
@@ -249,9 +255,6 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 	if _, nested := db.Get(savedMap); nested && onConflict.UpdateAll == db.FullSaveAssociations {
 		return true, nil
 	}
-	if b.savedUnchanged(db) {
-		return false, errNothingToInsert
-	}
 	return false, fmt.Errorf("%w: an upsert, or Save of a session that is not stored any more, could overwrite or revive one", ErrUnsafeCreate)
 }
 
@@ -259,12 +262,24 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 // nothing does, GORM takes the session for one that is not stored, and inserts.
 func (b *binding) savedUnchanged(db *gorm.DB) bool {
 	stmt := db.Statement
-	if db.Name() != "mysql" || !slices.Equal(stmt.Selects, []string{"*"}) || stmt.ReflectValue.Kind() != reflect.Struct || !stmt.ReflectValue.CanAddr() {
+	conflict, _ := stmt.Clauses["ON CONFLICT"].Expression.(clause.OnConflict)
+	if db.Name() != "mysql" || !conflict.UpdateAll || !slices.Equal(stmt.Selects, []string{"*"}) ||
+		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType {
 		return false
 	}
+	id, _ := b.id.ValueOf(stmt.Context, stmt.ReflectValue)
+	return b.isStored(db, id)
+}
+
+// isStored reports whether a session of that ID is stored, as far as the
+// statement may see it. It is false where the database fails.
+func (b *binding) isStored(db *gorm.DB, id any) bool {
+	tx := db.Session(&gorm.Session{NewDB: true}).Set(readPrimary, struct{}{}).Model(b.value())
+	if db.Statement.Unscoped {
+		tx = tx.Unscoped()
+	}
 	var n int64
-	err := db.Session(&gorm.Session{NewDB: true}).Model(b.value()).
-		Where(clause.Eq{Column: at(b.id), Value: sessionAt(stmt.ReflectValue).ID}).Count(&n).Error
+	err := tx.Where(clause.Eq{Column: at(b.id), Value: id}).Count(&n).Error
 	return err == nil && n == 1
 }
 
@@ -276,6 +291,9 @@ func (b *binding) createAssociated(db *gorm.DB, fresh, stored []reflect.Value) {
 	delete(stmt.Clauses, "ON CONFLICT")
 	if db.FullSaveAssociations {
 		for _, v := range stored {
+			if len(sessionAt(v).TokenDigest) == 0 {
+				continue // loaded in part: the rest of its columns would be emptied
+			}
 			tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: stmt.SkipHooks})
 			value := v.Addr().Interface()
 			if db.AddError(tx.Select("*").Omit(clause.Associations).Updates(value).Error) != nil {
@@ -412,6 +430,10 @@ func (b *binding) beforeUpdate(db *gorm.DB) {
 	}
 	stmt.Omits = append(slices.Clip(stmt.Omits), b.ownerName()...)
 	if own, ok := db.Get(ownUpdate); ok && own == b {
+		// A scope that With brought may run others only now.
+		if where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where); slices.ContainsFunc(where.Exprs, alternative) {
+			_ = db.AddError(fmt.Errorf("%w: a scope with an Or of its own cannot be used here", ErrInvalidValue))
+		}
 		return
 	}
 	// GORM knows them as create-only by their Go names, which a field of the

@@ -20,14 +20,15 @@ import (
 const lockWait = time.Minute
 
 // Migrate creates what the model needs and the database lacks: the sessions'
-// table, its columns, indexes and foreign key; the owner's table where there is
-// none (an existing one is never altered); on PostgreSQL the schema that a
-// TableName names. Registering the plugin has done it already, unless
+// table, its columns, indexes, checks and foreign keys; the owner's table where
+// there is none (an existing one is never altered); on PostgreSQL the schema that
+// a TableName names. It changes no column that is there; for another type or size
+// write a migration. Registering the plugin has done all this already, unless
 // Config.SkipMigrate is set.
 //
-// Many nodes may start at once: one migrates, the others wait for it (an
-// advisory lock on PostgreSQL, GET_LOCK on MySQL, BEGIN IMMEDIATE on SQLite).
-// With a session in DryRun mode it prints the statements and runs none:
+// Many nodes may start at once: one migrates, the others wait for it (by an
+// advisory lock on PostgreSQL, GET_LOCK on MySQL, BEGIN IMMEDIATE on SQLite, the
+// last two for a minute at most). With a session in DryRun mode it prints the statements and runs none:
 //
 //	sessions.With(db.Session(&gorm.Session{DryRun: true})).Migrate(ctx)
 func (p *Plugin[T]) Migrate(ctx context.Context) error {
@@ -87,36 +88,54 @@ func (b *binding) createMissing(tx *gorm.DB) error {
 			}
 		}
 	}
+	if err := tx.Statement.Context.Err(); err != nil { // HasTable has no errors
+		return err
+	}
+	if err := b.referred(tx); err != nil {
+		return err
+	}
 	if !tx.Migrator().HasTable(b.value()) {
 		return tx.Migrator().CreateTable(b.value())
 	}
 	return b.complete(tx)
 }
 
+// referred names a table that the sessions' own associations refer to and that
+// is not there. The databases' errors do not, or come much later.
+func (b *binding) referred(tx *gorm.DB) error {
+	if _, dry := tx.Statement.ConnPool.(printer); dry || tx.DisableForeignKeyConstraintWhenMigrating || tx.IgnoreRelationshipsWhenMigrating {
+		return nil
+	}
+	for _, rel := range b.schema.Relationships.Relations {
+		c := rel.ParseConstraint()
+		if c == nil || rel.Field.IgnoreMigration || c.Schema != b.schema || c.ReferenceSchema == b.schema ||
+			b.owner != nil && c.ReferenceSchema.Table == b.owner.FieldSchema.Table {
+			continue
+		}
+		if !tx.Migrator().HasTable(reflect.New(c.ReferenceSchema.ModelType).Interface()) {
+			return fmt.Errorf("%s refers to %s, but there is no table %s: migrate that model before the plugin is registered",
+				b.schema.Name, c.ReferenceSchema.Name, c.ReferenceSchema.Table)
+		}
+	}
+	return nil
+}
+
 // complete adds what an existing table lacks. It is AutoMigrate without the other
-// tables that this would alter, and without changing the type of a column of
-// Base: GORM finds a difference at every start where a database has another name
-// for a type.
+// tables that this would alter, and without changing columns: GORM finds a
+// difference at every start where a database has another name for a type, and
+// SQLite makes the table anew for it.
 func (b *binding) complete(tx *gorm.DB) error {
 	session, m := b.value(), tx.Migrator()
 	types, err := m.ColumnTypes(session)
 	if err != nil {
 		return err
 	}
-	stored := make(map[string]gorm.ColumnType, len(types))
-	for _, t := range types {
-		stored[t.Name()] = t
-	}
 	for _, name := range b.schema.DBNames {
-		f := b.schema.FieldsByDBName[name]
-		switch t, ok := stored[name]; {
-		case f.IgnoreMigration:
-		case !ok:
-			err = m.AddColumn(session, name)
-		case b.extra(f):
-			err = m.MigrateColumn(session, f, t)
+		there := slices.ContainsFunc(types, func(t gorm.ColumnType) bool { return t.Name() == name })
+		if there || b.schema.FieldsByDBName[name].IgnoreMigration {
+			continue
 		}
-		if err != nil {
+		if err := m.AddColumn(session, name); err != nil {
 			return err
 		}
 	}
@@ -150,6 +169,9 @@ func (b *binding) constrain(tx *gorm.DB) error {
 	session, m := b.value(), tx.Migrator()
 	for _, name := range b.strayKeys {
 		if m.HasConstraint(session, name) {
+			if err := b.rebuilt(tx); err != nil {
+				return err
+			}
 			if err := m.DropConstraint(session, name); err != nil {
 				return err
 			}
@@ -168,9 +190,15 @@ func (b *binding) constrain(tx *gorm.DB) error {
 				}
 				continue
 			}
+			if err := b.rebuilt(tx); err != nil {
+				return err
+			}
 			if err := m.DropConstraint(session, c.Name); err != nil {
 				return err
 			}
+		}
+		if err := b.rebuilt(tx); err != nil {
+			return err
 		}
 		if err := m.CreateConstraint(session, c.Name); err != nil {
 			return err
@@ -179,30 +207,43 @@ func (b *binding) constrain(tx *gorm.DB) error {
 	return nil
 }
 
+// rebuilt refuses a change that SQLite makes by building the table anew, where
+// foreign keys are enforced meanwhile: what refers to the sessions would be
+// deleted with the old table.
+func (b *binding) rebuilt(tx *gorm.DB) error {
+	if tx.Name() != "sqlite" {
+		return nil
+	}
+	var enforced int
+	if err := tx.Raw("PRAGMA foreign_keys").Row().Scan(&enforced); err != nil || enforced == 0 {
+		return err
+	}
+	return errors.New("the foreign keys of an existing table cannot be changed inside a transaction on SQLite: call Migrate outside of one")
+}
+
 // cascades reports whether the foreign key of that name deletes the sessions of
 // a deleted owner. GORM makes one that does not where the owner has the has-many
 // side and its AutoMigrate ran before the plugin was registered.
 func (b *binding) cascades(tx *gorm.DB, name string) (bool, error) {
-	query, args := "SELECT delete_rule FROM information_schema.referential_constraints WHERE constraint_name = ? AND constraint_schema = ", []any{name}
-	in, table, qualified := strings.Cut(b.schema.Table, ".")
-	switch {
-	case tx.Name() == "sqlite":
-		query, args = `SELECT on_delete FROM pragma_foreign_key_list(?) WHERE "from" = ?`, []any{b.schema.Table, b.ownerID.DBName}
-	case qualified && table != "":
-		query, args = query+"?", append(args, in)
-	case tx.Name() == "mysql":
-		query += "DATABASE()"
-	case tx.Name() == "postgres":
-		query += "CURRENT_SCHEMA()"
+	var query string
+	args := []any{name}
+	switch tx.Name() {
+	case "sqlite":
+		query, args = `SELECT on_delete = 'CASCADE' FROM pragma_foreign_key_list(?) WHERE "from" = ?`, []any{b.schema.Table, b.ownerID.DBName}
+	case "postgres":
+		query = "SELECT confdeltype = 'c' FROM pg_constraint WHERE conname = ? AND conrelid = to_regclass(?)"
+		args = append(args, tx.Statement.Quote(clause.Table{Name: b.schema.Table}))
+	case "mysql":
+		query = "SELECT delete_rule = 'CASCADE' FROM information_schema.referential_constraints WHERE constraint_name = ? AND constraint_schema = DATABASE()"
 	default:
 		return true, nil
 	}
-	var rule string
-	err := tx.Raw(query, args...).Row().Scan(&rule)
+	var cascades bool
+	err := tx.Raw(query, args...).Row().Scan(&cascades)
 	if errors.Is(err, sql.ErrNoRows) {
 		return true, nil // a database that does not tell
 	}
-	return rule == "CASCADE", err
+	return cascades, err
 }
 
 func (b *binding) tables() []string {
@@ -304,10 +345,15 @@ func clocksChange(zone *time.Location) bool {
 }
 
 // exclusively runs fn while no other node runs it on this database.
-func exclusively(db *gorm.DB, fn func(tx *gorm.DB) error) error {
+func exclusively(db *gorm.DB, fn func(tx *gorm.DB) error) (err error) {
 	if db.DryRun {
 		return fn(printing(db))
 	}
+	defer func() { // drivers say in many words that a context has ended
+		if ended := db.Statement.Context.Err(); err != nil && ended != nil && !errors.Is(err, ended) {
+			err = fmt.Errorf("%w: %w", ended, err)
+		}
+	}()
 	switch db.Name() {
 	case "postgres":
 		return db.Transaction(func(tx *gorm.DB) error {
@@ -343,35 +389,34 @@ func withNamedLock(tx *gorm.DB, fn func(*gorm.DB) error) (err error) {
 	if got == nil || *got != 1 {
 		return fmt.Errorf("another node held the migration lock for %v", wait)
 	}
-	defer func() {
-		ctx := context.WithoutCancel(tx.Statement.Context)
-		err = errors.Join(err, tx.WithContext(ctx).Exec("DO RELEASE_LOCK("+name+")").Error)
-	}()
+	defer func() { err = errors.Join(err, detached(tx).Exec("DO RELEASE_LOCK("+name+")").Error) }()
 	return fn(tx)
 }
 
 // immediately runs fn in a transaction that has SQLite's write lock from its
 // start: one that first reads and then writes can only fail when another node
-// wrote in between.
+// wrote in between. Foreign keys are off meanwhile, which they must be where a
+// table is built anew, and cannot be once the transaction has begun.
 func immediately(tx *gorm.DB, fn func(*gorm.DB) error) (err error) {
-	end := tx.WithContext(context.WithoutCancel(tx.Statement.Context))
-	var before int
-	if err := tx.Raw("PRAGMA busy_timeout").Row().Scan(&before); err != nil {
-		return err
+	wait := lockWait
+	if deadline, ok := tx.Statement.Context.Deadline(); ok {
+		// A little longer: that the context has ended is then what is reported.
+		wait = max(0, min(wait, time.Until(deadline)+10*time.Millisecond))
 	}
-	if err := tx.Exec(fmt.Sprintf("PRAGMA busy_timeout = %d", lockWait.Milliseconds())).Error; err != nil {
-		return err
+	for pragma, value := range map[string]int64{"busy_timeout": wait.Milliseconds(), "foreign_keys": 0} {
+		restore, err2 := setPragma(tx, pragma, value)
+		if err2 != nil {
+			return err2
+		}
+		defer func() { err = errors.Join(err, restore()) }()
 	}
-	defer func() {
-		err = errors.Join(err, end.Exec(fmt.Sprintf("PRAGMA busy_timeout = %d", before)).Error)
-	}()
 	if err := tx.Exec("BEGIN IMMEDIATE").Error; err != nil {
 		return err
 	}
 	committed := false
 	defer func() {
 		if !committed {
-			err = errors.Join(err, end.Exec("ROLLBACK").Error)
+			err = errors.Join(err, detached(tx).Exec("ROLLBACK").Error)
 		}
 	}()
 	if err := fn(tx); err != nil {
@@ -382,6 +427,23 @@ func immediately(tx *gorm.DB, fn func(*gorm.DB) error) (err error) {
 	}
 	committed = true
 	return nil
+}
+
+// setPragma sets a connection's PRAGMA, and returns what sets it back.
+func setPragma(tx *gorm.DB, name string, value int64) (restore func() error, err error) {
+	var before int64
+	if err := tx.Raw("PRAGMA " + name).Row().Scan(&before); err != nil {
+		return nil, err
+	}
+	set := func(tx *gorm.DB, value int64) error {
+		return tx.Exec(fmt.Sprintf("PRAGMA %s = %d", name, value)).Error
+	}
+	return func() error { return set(detached(tx), before) }, set(tx, value)
+}
+
+// detached is tx for what must be done though its context has ended.
+func detached(tx *gorm.DB) *gorm.DB {
+	return tx.WithContext(context.WithoutCancel(tx.Statement.Context))
 }
 
 // oneConnection looks like a transaction to GORM and its plugins, so that none of
@@ -395,6 +457,10 @@ func onOneConnection(db *gorm.DB, fn func(tx *gorm.DB) error) (err error) {
 	ctx := db.Statement.Context
 	tx := db.Session(&gorm.Session{Context: ctx}) // its Statement is a copy
 	if _, ok := db.Statement.ConnPool.(gorm.TxCommitter); ok {
+		return fn(tx)
+	}
+	if conn, ok := db.Statement.ConnPool.(*sql.Conn); ok { // the caller's, by db.Connection
+		tx.Statement.ConnPool = oneConnection{conn}
 		return fn(tx)
 	}
 	pool, err := db.DB()

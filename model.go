@@ -226,7 +226,8 @@ var (
 	ErrUnknownField = errors.New("gormsessions: unknown field")
 
 	// ErrInvalidValue: a value does not fit its column, or the databases could
-	// not store it exactly. From creates, updates and Where.
+	// not store it exactly; a session is nil or was not saved; a scope does what
+	// the call cannot take. The text says which. From all that take one.
 	ErrInvalidValue = errors.New("gormsessions: invalid value")
 
 	// ErrNotModel: a scope was used on a statement whose model embeds neither

@@ -105,6 +105,9 @@ func (p *Plugin[T]) Initialize(db *gorm.DB) error {
 	p.core.mu.Lock()
 	defer p.core.mu.Unlock()
 	if b := p.core.bound.Load(); b != nil {
+		if db.Plugins[p.Name()] == gorm.Plugin(p) {
+			return nil // dbresolver opens its pools with all plugins of the *gorm.DB
+		}
 		return fmt.Errorf("gormsessions: the plugin for %s is registered already: each *gorm.DB takes one of its own", b.schema.Name)
 	}
 	if err := p.core.config.validate(); err != nil {
@@ -174,8 +177,8 @@ func registeredFor(db *gorm.DB, model reflect.Type) *binding {
 }
 
 // With returns the plugin inside the caller's transaction or session: all it
-// does then goes through tx. A tx that is nil, or of another *gorm.DB, makes every
-// method return [ErrNotRegistered].
+// does then goes through tx, and conditions on tx limit it too. A tx that is nil,
+// or of another *gorm.DB, makes every method return [ErrNotRegistered].
 func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] {
 	return &Plugin[T]{core: p.core, with: true, tx: tx}
 }
@@ -187,8 +190,14 @@ type call struct {
 	db *gorm.DB
 }
 
+const (
+	readReplica = "gorm:db_resolver:read" // settings of gorm.io/plugin/dbresolver
+	readPrimary = "gorm:db_resolver:write"
+)
+
 // begin names the columns one by one, so that a column which a newer node adds
-// breaks no prepared statement.
+// breaks no prepared statement; and reads from the primary, unless the caller has
+// asked for a replica: one behind would still accept a revoked session.
 func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 	b := p.core.bound.Load()
 	if b == nil {
@@ -201,8 +210,11 @@ func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 		}
 		db = p.tx
 	}
-	db = db.Session(&gorm.Session{Context: ctx, QueryFields: true})
-	return call{b, db.Model(new(T)).Session(&gorm.Session{})}, nil
+	db = db.Session(&gorm.Session{Context: ctx, QueryFields: true}).Model(new(T))
+	if _, replica := db.Get(readReplica); !replica {
+		db = db.Set(readPrimary, struct{}{})
+	}
+	return call{b, enclose(db).Session(&gorm.Session{})}, nil
 }
 
 // Create does what db.Create does: it stores a new session. The value then has
@@ -230,8 +242,8 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 // it then is.
 //
 // Scopes limit further: a session that they leave out is no session. A token
-// that is not of the plugin's format costs no query. They cannot leave out
-// columns (Select, Omit): what is not read cannot be judged.
+// that is not of the plugin's format costs no query. Scopes cannot choose columns
+// (Select, Omit): what is not read cannot be judged.
 //
 // An extension that fails, on a read-only database say, is logged by GORM's
 // logger and does not refuse a session that still reads as active. Inside the
@@ -315,7 +327,7 @@ func alternative(expr clause.Expression) bool {
 }
 
 // Get returns the session that the scopes limit to, in whatever state, the
-// newest if there are several, or [ErrNoSession].
+// newest if there are several, or [ErrNoSession]. They cannot leave out columns.
 func (p *Plugin[T]) Get(ctx context.Context, scopes ...Scope) (*T, error) {
 	c, err := p.begin(ctx)
 	if err != nil {
@@ -430,7 +442,7 @@ func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write fu
 // logs, at most 255 characters.
 //
 // Scopes that limit nothing, or only by Except, are [ErrNoScope]. Joins
-// (WithOwner is one) and limits cannot be used here.
+// (WithOwner is one), limits and other tables cannot be used here.
 func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) (int64, error) {
 	c, err := p.begin(ctx)
 	if err != nil {
@@ -461,9 +473,20 @@ func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) 
 // conditions is what scopes ask for. That is only known once GORM has run them
 // all, the nested ones too: so a query is built, and not run.
 func (c call) conditions(scopes []Scope, dest any) (clause.Expression, error) {
-	asked := c.db.Session(&gorm.Session{DryRun: true, SkipHooks: true}).Scopes(scopes...).Unscoped().Find(dest)
+	db := c.db
+	for _, scope := range scopes { // here, and not in the dry run: one may ask the database itself
+		db = scope(db)
+	}
+	asked := db.Session(&gorm.Session{DryRun: true, SkipHooks: true}).Unscoped().Find(dest)
 	if asked.Error != nil {
 		return nil, asked.Error
+	}
+	own := c.db.Statement.Table
+	if own == "" {
+		own = c.schema.Table[strings.LastIndexByte(c.schema.Table, '.')+1:]
+	}
+	if asked.Statement.Table != own {
+		return nil, fmt.Errorf("%w: a scope with a Table of its own cannot be used here", ErrInvalidValue)
 	}
 	clauses := asked.Statement.Clauses
 	if from, _ := clauses["FROM"].Expression.(clause.From); len(asked.Statement.Joins) > 0 || len(from.Joins) > 0 {
@@ -585,6 +608,9 @@ func (c call) write(base *Base, next Base, set clause.Set, guard ...clause.Expre
 // update runs an UPDATE of the plugin's own, in one statement and without the
 // application's hooks, which would be given a value that is no session.
 func (c call) update(db *gorm.DB, set clause.Set) (int64, error) {
+	if err := c.intact(); err != nil {
+		return 0, err
+	}
 	tx := db.Session(&gorm.Session{SkipHooks: true, SkipDefaultTransaction: true}).
 		Set(ownUpdate, c.binding).Clauses(set).Updates(map[string]any{})
 	return tx.RowsAffected, tx.Error

@@ -140,6 +140,8 @@ func WithOwner(db *gorm.DB) *gorm.DB {
 // Stmt adapts scopes to GORM's generics API:
 //
 //	gorm.G[UserSession](db).Scopes(gormsessions.Stmt(gormsessions.Active)).Find(ctx)
+//
+// (On a *gorm.DB in DryRun mode the generics API itself loses all scopes.)
 func Stmt(scopes ...Scope) func(*gorm.Statement) {
 	return func(stmt *gorm.Statement) { stmt.DB.Scopes(scopes...) }
 }
@@ -180,13 +182,16 @@ func limit(db *gorm.DB, condition func(*columns) (clause.Expression, error)) *go
 }
 
 // and adds a condition to all that stand before it, also to an Or.
-func and(db *gorm.DB, expr clause.Expression) *gorm.DB {
+func and(db *gorm.DB, expr clause.Expression) *gorm.DB { return enclose(db).Where(expr) }
+
+// enclose puts the statement's conditions in parentheses, where they need them.
+func enclose(db *gorm.DB) *gorm.DB {
 	c := db.Statement.Clauses["WHERE"]
 	if where, ok := c.Expression.(clause.Where); ok && slices.ContainsFunc(where.Exprs, loose) {
 		c.Expression = clause.Where{Exprs: []clause.Expression{group(where.Exprs)}}
 		db.Statement.Clauses["WHERE"] = c
 	}
-	return db.Where(expr)
+	return db
 }
 
 // loose reports whether an AND beside it could change what a condition says.

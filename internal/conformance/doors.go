@@ -232,6 +232,13 @@ func (s suite) doors(t *testing.T) {
 		}
 		e.authenticate(&user.Sessions[0])
 
+		var partly User
+		must(t, e.db.Preload("Sessions", func(db *gorm.DB) *gorm.DB { return db.Select("id", "owner_id", "device") }).First(&partly, user.ID).Error)
+		must(t, e.db.Model(&partly).Update("name", "evi").Error)
+		must(t, full.Save(&partly).Error)
+		e.authenticate(&user.Sessions[0])
+		want(t, "sessions", e.count(gormsessions.ForUser(&user)), 3)
+
 		added := UserSession{Device: "d"}
 		must(t, e.db.Model(&user).Association("Sessions").Append(&added))
 		e.authenticate(&added)
@@ -446,6 +453,39 @@ func (s suite) guards(t *testing.T) {
 		got, err := shares.Get(e.ctx, gormsessions.WithID(v.S.ID))
 		must(t, err)
 		want(t, "the application's own OwnerID", got.OwnerID, 7)
+	})
+
+	t.Run("SaveOfAnUnchangedSession", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		v := e.sign()
+		for name, db := range map[string]*gorm.DB{"plain": e.db, "Omit": e.db.Omit("Data"), "Omit own": e.db.Omit("OwnerID")} {
+			if err := db.Save(v).Error; err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		must(t, e.db.Save(*v).Error)
+		e.authenticate(v)
+		want(t, "sessions", e.count(), 1)
+	})
+
+	t.Run("ErrorsAreTheDatabases", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		must(t, db.Use(gormsessions.New[Guest](gormsessions.Config{SkipMigrate: true})))
+		must(t, db.Exec("CREATE TABLE "+tableOf(t, db, &Guest{})+" (id varchar(40))").Error)
+		err := db.Create(&Guest{}).Error
+		if err == nil || errors.Is(err, gorm.ErrDuplicatedKey) || errors.Is(err, gormsessions.ErrUnsafeCreate) {
+			t.Errorf("a table without columns: got %v", err)
+		}
+	})
+
+	t.Run("FirstOrCreate", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		for range 3 {
+			v := &UserSession{}
+			must(t, e.db.Scopes(gormsessions.ForUser(&e.user), gormsessions.Where(gormsessions.Fields{"Device": "d"})).FirstOrCreate(v).Error)
+			want(t, "Device", v.Device, "d")
+		}
+		want(t, "sessions", e.count(), 1)
 	})
 
 	t.Run("UpdatesKeepData", func(t *testing.T) {

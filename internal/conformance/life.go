@@ -372,6 +372,46 @@ func (s suite) life(t *testing.T) {
 		wantErr(t, "not registered", err, gormsessions.ErrNotRegistered)
 	})
 
+	t.Run("WithConditions", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		eve := e.newUser("eve")
+		mine := e.sign(func(u *UserSession) { u.Device = "x" })
+		past := e.clock.Now().Add(-time.Hour)
+		theirs := e.sign(func(u *UserSession) { u.OwnerID, u.Device, u.ExpiresAt, u.IdleTimeout = eve.ID, "y", &past, day })
+		either := e.db.Where("device = ?", "y").Or("device = ?", "x")
+		for _, p := range []*gormsessions.Plugin[UserSession]{
+			e.sessions.With(either), e.sessions.With(e.db.Scopes(func(db *gorm.DB) *gorm.DB { return db.Or("1 = 1") })),
+		} {
+			e.clock.advance(2 * time.Hour)
+			_, _ = p.Authenticate(e.ctx, string(mine.Token))
+			_ = p.Extend(e.ctx, mine)
+			e.refused(theirs.Token)
+			n, err := p.Revoke(e.ctx, "x", gormsessions.ForUser(&e.user))
+			if n > 1 {
+				t.Errorf("%d revoked, %v", n, err)
+			}
+			want(t, "theirs", e.row(theirs.ID).IsRevoked(), false)
+			wantTime(t, "theirs", e.row(theirs.ID).ExpiresAt, past)
+		}
+	})
+
+	t.Run("RevokeByAScopeThatAsks", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		v := e.sign()
+		byName := func(db *gorm.DB) *gorm.DB {
+			var ids []uint
+			must(t, db.Session(&gorm.Session{NewDB: true}).Model(&User{}).Where("name = ?", "ada").Pluck("id", &ids).Error)
+			return db.Where("owner_id IN ?", ids)
+		}
+		elsewhere := func(db *gorm.DB) *gorm.DB { return db.Table("archive") }
+		_, err := e.sessions.Revoke(e.ctx, "x", elsewhere, gormsessions.ForUser(&e.user))
+		wantErr(t, "another table", err, gormsessions.ErrInvalidValue)
+		e.authenticate(v)
+		n, err := e.sessions.Revoke(e.ctx, "x", byName)
+		must(t, err)
+		want(t, "revoked", n, 1)
+	})
+
 	t.Run("R30_OneConnection", func(t *testing.T) {
 		one := s
 		one.Conns = 1

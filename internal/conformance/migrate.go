@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"slices"
@@ -104,6 +105,32 @@ type (
 		ID       uint
 		LoggedID uuid.UUID
 		Text     string
+	}
+)
+
+// Link refers to a session, and goes with it.
+type (
+	LinkedUser struct {
+		ID       uint
+		Sessions []Linked `gorm:"foreignKey:OwnerID"`
+	}
+	Linked struct {
+		gormsessions.Session[LinkedUser, uint]
+		Links []Link `gorm:"constraint:OnDelete:CASCADE"`
+	}
+	Link struct {
+		ID       uint
+		LinkedID string `gorm:"size:191"`
+	}
+)
+
+// HasClient has an association of its own.
+type (
+	Client    struct{ ID uint }
+	HasClient struct {
+		gormsessions.Session[User, uint]
+		ClientID *uint
+		Client   *Client
 	}
 )
 
@@ -384,6 +411,80 @@ func (s suite) migrate(t *testing.T) {
 		var line LogLine
 		must(t, db.First(&line).Error)
 		want(t, "line's session", line.LoggedID, v.ID)
+	})
+
+	t.Run("WhatRefersToSessionsSurvives", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		must(t, db.AutoMigrate(&LinkedUser{}, &Linked{}, &Link{})) // a key without the cascade
+		sessions := gormsessions.New[Linked](gormsessions.Config{SkipMigrate: true})
+		must(t, db.Use(sessions))
+		u := LinkedUser{Sessions: []Linked{{}}}
+		must(t, db.Create(&u).Error)
+		must(t, db.Create(&[]Link{{LinkedID: u.Sessions[0].ID.String()}, {LinkedID: u.Sessions[0].ID.String()}}).Error)
+		if db.Name() == "sqlite" {
+			err := db.Transaction(func(tx *gorm.DB) error { return sessions.With(tx).Migrate(t.Context()) })
+			wantText(t, "inside a transaction", err, "gormsessions: migrate", "outside")
+		}
+		must(t, sessions.Migrate(t.Context()))
+		var n int64
+		must(t, db.Model(&Link{}).Count(&n).Error)
+		want(t, "rows that refer to a session", n, 2)
+		must(t, db.Exec("DELETE FROM "+tableOf(t, db, &u)).Error)
+		must(t, db.Model(&Link{}).Count(&n).Error)
+		want(t, "rows that refer to a deleted session", n, 0)
+		must(t, db.Connection(func(tx *gorm.DB) error { return sessions.With(tx).Migrate(t.Context()) }))
+	})
+
+	t.Run("NamesakeOfTheForeignKey", func(t *testing.T) {
+		db, dialect, c, log := s.open(t)
+		if db.Name() != "postgres" {
+			t.Skip("constraints of two tables have one name only on PostgreSQL")
+		}
+		must(t, db.AutoMigrate(&User{}, &UserSession{}))
+		must(t, db.Exec("ALTER TABLE user_sessions RENAME TO old_sessions").Error)
+		must(t, db.Exec("DROP INDEX idx_user_sessions_token_digest, idx_user_sessions_expires_at, idx_user_sessions_owner_id, idx_user_sessions_device").Error)
+		must(t, db.Use(gormsessions.New[UserSession](gormsessions.Config{})))
+		statements := log.since(func() {
+			must(t, s.again(t, dialect, c, log).Use(gormsessions.New[UserSession](gormsessions.Config{})))
+		})
+		if i := slices.IndexFunc(statements, isDDL); i >= 0 {
+			t.Errorf("the second start runs %s", statements[i])
+		}
+	})
+
+	t.Run("RefersToAMissingTable", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		p := gormsessions.New[HasClient](gormsessions.Config{})
+		wantText(t, "missing", db.Use(p), "gormsessions: ", "HasClient", "no table clients")
+		must(t, db.AutoMigrate(&Client{}))
+		must(t, db.Use(p))
+		u, client := User{Name: "ada"}, Client{}
+		must(t, db.Create(&u).Error)
+		must(t, db.Create(&client).Error)
+		v := HasClient{Client: &client}
+		v.Owner = &u
+		must(t, db.Create(&v).Error)
+		got, err := p.Get(t.Context(), gormsessions.WithOwner, func(db *gorm.DB) *gorm.DB { return db.Preload("Client") })
+		must(t, err)
+		want(t, "client", got.Client.ID, client.ID)
+	})
+
+	t.Run("ContextEndsWhileWaiting", func(t *testing.T) {
+		db, dialect, c, log := s.open(t)
+		if db.Name() != "sqlite" || s.Conns == 1 {
+			t.Skip("holds the lock of a file")
+		}
+		must(t, db.Exec("CREATE TABLE x (id integer)").Error)
+		tx := db.Begin()
+		must(t, tx.Exec("INSERT INTO x VALUES (1)").Error)
+		sessions := gormsessions.New[UserSession](gormsessions.Config{SkipMigrate: true})
+		other := s.again(t, dialect, c, log)
+		must(t, other.Use(sessions))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		wantErr(t, "Migrate", sessions.Migrate(ctx), context.DeadlineExceeded)
+		must(t, tx.Rollback().Error)
+		must(t, sessions.Migrate(t.Context()))
 	})
 
 	t.Run("WrongShapes", func(t *testing.T) {

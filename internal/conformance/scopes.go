@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"database/sql"
 	"encoding/json"
 	"math"
 	"reflect"
@@ -233,7 +234,8 @@ type Rich struct {
 	Seen    *time.Time
 	Tenant  uuid.UUID `gorm:"size:36"`
 	Renamed string    `gorm:"column:other_name"`
-	Tags    []string  `gorm:"serializer:json"`
+	Alias   sql.NullString
+	Tags    []string `gorm:"serializer:json"`
 	hidden  string
 	Ignored string `gorm:"-"`
 }
@@ -244,7 +246,7 @@ func (s suite) fields(t *testing.T) {
 	want(t, "before it is registered", len(rich.ExtraFields()), 0)
 	must(t, e.db.Use(rich))
 	tenant, seen := uuid.New(), e.clock.Now().Truncate(time.Millisecond).In(time.FixedZone("x", 3*3600))
-	one := Rich{Device: "Firefox", Nick: ptr("n"), Visits: 5, Big: 1 << 40, Score: 1.5, Trusted: true, Seen: &seen, Tenant: tenant, Renamed: "r",
+	one := Rich{Device: "Firefox", Nick: ptr("n"), Visits: 5, Big: 1 << 40, Score: 1.5, Trusted: true, Seen: &seen, Tenant: tenant, Renamed: "r", Alias: sql.NullString{String: "al", Valid: true},
 		Tags: []string{"a"}, hidden: "h"}
 	two := Rich{Device: "0"}
 	one.OwnerID, two.OwnerID = e.user.ID, e.user.ID
@@ -253,7 +255,7 @@ func (s suite) fields(t *testing.T) {
 
 	t.Run("ExtraFields", func(t *testing.T) {
 		got := rich.ExtraFields()
-		names := []string{"Device", "Nick", "Visits", "Big", "Score", "Trusted", "Seen", "Tenant", "Renamed", "Tags"}
+		names := []string{"Device", "Nick", "Visits", "Big", "Score", "Trusted", "Seen", "Tenant", "Renamed", "Alias", "Tags"}
 		if len(got) != len(names) {
 			t.Fatalf("got %v, want %v", got, names)
 		}
@@ -295,6 +297,11 @@ func (s suite) fields(t *testing.T) {
 		}
 		_, err = count(gormsessions.Fields{"device": "a\x00b"})
 		wantErr(t, "NUL", err, gormsessions.ErrInvalidValue)
+		_, err = count(gormsessions.Fields{"Alias": "a\x00b"})
+		wantErr(t, "NUL in a NullString", err, gormsessions.ErrInvalidValue)
+		n, err = count(gormsessions.Fields{"Alias": "al"})
+		must(t, err)
+		want(t, "NullString", n, 1)
 		_, err = count(gormsessions.Fields{"device": []any{"a", "\xff"}})
 		wantErr(t, "UTF-8", err, gormsessions.ErrInvalidValue)
 		_, err = count(gormsessions.Fields{"expires_at": "20000-01-01T00:00:00Z"})
