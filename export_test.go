@@ -8,3 +8,9 @@ func NewToken(prefix string, randomBytes int) Token {
 func ValidToken(prefix string, randomBytes int, token string) bool {
 	return newTokenFormat(prefix, randomBytes).matches(token)
 }
+
+// HasUUID and ClocksChange are what MySQL's servers and zones are judged by.
+var (
+	HasUUID      = hasUUID
+	ClocksChange = clocksChange
+)

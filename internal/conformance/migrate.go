@@ -221,6 +221,26 @@ func (s suite) migrate(t *testing.T) {
 		}
 	})
 
+	t.Run("IDsAsMySQLKeepsThem", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		if e.db.Name() != "mysql" {
+			t.Skip("MySQL has no type for UUIDs; MariaDB stands in")
+		}
+		e.exec("ALTER TABLE {t} MODIFY id char(36) character set ascii collate ascii_bin NOT NULL")
+		v := e.sign()
+		want(t, "ID", e.authenticate(v, gormsessions.WithOwner).ID, v.ID)
+		must(t, e.sessions.Extend(e.ctx, v))
+		var found UserSession
+		must(t, e.db.First(&found, "id = ?", v.ID).Error)
+		n, err := e.sessions.Revoke(e.ctx, "x", gormsessions.WithID(v.ID))
+		must(t, err)
+		want(t, "revoked", n, 1)
+		statements := e.log.since(func() { must(t, e.sessions.Migrate(e.ctx)) })
+		if slices.ContainsFunc(statements, isDDL) {
+			t.Errorf("migrating runs %v", statements)
+		}
+	})
+
 	t.Run("AddsAColumn", func(t *testing.T) {
 		db, dialect, c, log := s.open(t)
 		old := gormsessions.New[Grows](gormsessions.Config{})
