@@ -565,7 +565,7 @@ func (b *binding) afterOwnerDelete(db *gorm.DB) {
 			return
 		}
 		var enforced int
-		if err := tx.Raw("PRAGMA foreign_keys").Row().Scan(&enforced); err != nil || enforced == 1 {
+		if err := tx.Raw("PRAGMA foreign_keys").Scan(&enforced).Error; err != nil || enforced == 1 {
 			_ = db.AddError(err)
 			return
 		}

@@ -65,7 +65,7 @@ func (b *binding) createMissing(tx *gorm.DB) error {
 	for _, table := range b.tables() {
 		if name, _, qualified := strings.Cut(table, "."); qualified && tx.Name() == "postgres" {
 			var n int64 // asked first: to create one needs a right that the role may lack
-			if err := tx.Raw("SELECT count(*) FROM pg_namespace WHERE nspname = ?", name).Row().Scan(&n); err != nil {
+			if err := tx.Raw("SELECT count(*) FROM pg_namespace WHERE nspname = ?", name).Scan(&n).Error; err != nil {
 				return err
 			}
 			if n > 0 {
@@ -143,13 +143,6 @@ func (b *binding) complete(tx *gorm.DB) error {
 	if err := b.constrain(tx); err != nil {
 		return err
 	}
-	for name := range b.schema.ParseCheckConstraints() {
-		if !m.HasConstraint(session, name) {
-			if err := m.CreateConstraint(session, name); err != nil {
-				return err
-			}
-		}
-	}
 	for _, index := range b.schema.ParseIndexes() {
 		if !m.HasIndex(session, index.Name) {
 			if err := m.CreateIndex(session, index.Name); err != nil {
@@ -160,65 +153,72 @@ func (b *binding) complete(tx *gorm.DB) error {
 	return nil
 }
 
-// constrain adds the foreign keys that an existing table lacks, and makes the
-// owner's one that cascades.
+// constrain adds the constraints that an existing table lacks, and makes the
+// owner's foreign key one that cascades.
 func (b *binding) constrain(tx *gorm.DB) error {
-	if tx.DisableForeignKeyConstraintWhenMigrating || tx.IgnoreRelationshipsWhenMigrating {
-		return nil
-	}
+	var drop, create []string
 	session, m := b.value(), tx.Migrator()
-	for _, name := range b.strayKeys {
-		if m.HasConstraint(session, name) {
-			if err := b.rebuilt(tx); err != nil {
-				return err
-			}
-			if err := m.DropConstraint(session, name); err != nil {
-				return err
-			}
+	for name := range b.schema.ParseCheckConstraints() {
+		if !m.HasConstraint(session, name) {
+			create = append(create, name)
 		}
 	}
-	for _, rel := range b.schema.Relationships.Relations {
-		c := rel.ParseConstraint()
-		if rel.Field.IgnoreMigration || c == nil || c.Schema != b.schema {
-			continue
+	if !tx.DisableForeignKeyConstraintWhenMigrating && !tx.IgnoreRelationshipsWhenMigrating {
+		for _, name := range b.strayKeys {
+			if m.HasConstraint(session, name) {
+				drop = append(drop, name)
+			}
 		}
-		if m.HasConstraint(session, c.Name) {
-			ours := len(c.ForeignKeys) == 1 && c.ForeignKeys[0] == b.ownerID
-			if cascades, err := b.cascades(tx, c.Name); err != nil || !ours || cascades {
-				if err != nil {
-					return err
-				}
+		for _, rel := range b.schema.Relationships.Relations {
+			c := rel.ParseConstraint()
+			if rel.Field.IgnoreMigration || c == nil || c.Schema != b.schema {
 				continue
 			}
-			if err := b.rebuilt(tx); err != nil {
-				return err
+			if m.HasConstraint(session, c.Name) {
+				if len(c.ForeignKeys) != 1 || c.ForeignKeys[0] != b.ownerID || b.owner == nil {
+					continue
+				}
+				if cascades, err := b.cascades(tx, c.Name); err != nil {
+					return err
+				} else if cascades {
+					continue
+				}
+				drop = append(drop, c.Name)
 			}
-			if err := m.DropConstraint(session, c.Name); err != nil {
-				return err
-			}
+			create = append(create, c.Name)
 		}
-		if err := b.rebuilt(tx); err != nil {
+	}
+	if len(drop) == 0 && len(create) == 0 {
+		return nil
+	}
+	if err := rebuildable(tx); err != nil {
+		return err
+	}
+	for _, name := range drop {
+		if err := m.DropConstraint(session, name); err != nil {
 			return err
 		}
-		if err := m.CreateConstraint(session, c.Name); err != nil {
+	}
+	for _, name := range create {
+		if err := m.CreateConstraint(session, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rebuilt refuses a change that SQLite makes by building the table anew, where
+// rebuildable refuses a change that SQLite makes by building the table anew, where
 // foreign keys are enforced meanwhile: what refers to the sessions would be
 // deleted with the old table.
-func (b *binding) rebuilt(tx *gorm.DB) error {
+func rebuildable(tx *gorm.DB) error {
 	if tx.Name() != "sqlite" {
 		return nil
 	}
 	var enforced int
-	if err := tx.Raw("PRAGMA foreign_keys").Row().Scan(&enforced); err != nil || enforced == 0 {
+	if err := tx.Raw("PRAGMA foreign_keys").Scan(&enforced).Error; err != nil || enforced == 0 {
 		return err
 	}
-	return errors.New("the foreign keys of an existing table cannot be changed inside a transaction on SQLite: call Migrate outside of one")
+	return errors.New("the constraints of an existing table cannot be changed inside a transaction on SQLite: call Migrate outside of one")
 }
 
 // cascades reports whether the foreign key of that name deletes the sessions of
@@ -238,11 +238,8 @@ func (b *binding) cascades(tx *gorm.DB, name string) (bool, error) {
 	default:
 		return true, nil
 	}
-	var cascades bool
-	err := tx.Raw(query, args...).Row().Scan(&cascades)
-	if errors.Is(err, sql.ErrNoRows) {
-		return true, nil // a database that does not tell
-	}
+	cascades := true // also on a database that does not tell
+	err := tx.Raw(query, args...).Scan(&cascades).Error
 	return cascades, err
 }
 
@@ -303,12 +300,8 @@ func (b *binding) fitDialect() error {
 		}
 	case "mysql":
 		b.id.DataType = "char(36) character set ascii collate ascii_bin"
-		query := b.root.Session(&gorm.Session{}) // its Config is a copy
-		query.DryRun = false
-		var version string
-		var moment any
-		row := query.Raw("SELECT VERSION(), CAST('2006-01-02 15:04:05' AS DATETIME)").Row()
-		if err := row.Scan(&version, &moment); err != nil {
+		version, moment, err := askMySQL(b.root)
+		if err != nil {
 			return fmt.Errorf("gormsessions: ask MySQL for its version: %w", err)
 		}
 		if hasUUID(version) {
@@ -323,6 +316,21 @@ func (b *binding) fitDialect() error {
 		}
 	}
 	return nil
+}
+
+// askMySQL asks a server for its version, and the connection for a time.
+func askMySQL(db *gorm.DB) (version string, moment any, err error) {
+	query := db.Session(&gorm.Session{}) // its Config is a copy
+	query.DryRun = false
+	rows, err := query.Raw("SELECT VERSION(), CAST('2006-01-02 15:04:05' AS DATETIME)").Rows()
+	if err != nil {
+		return "", nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	if rows.Next() {
+		err = rows.Scan(&version, &moment)
+	}
+	return version, moment, errors.Join(err, rows.Err())
 }
 
 // hasUUID reports whether a server of MySQL's kind has the type uuid: MariaDB
@@ -382,11 +390,11 @@ func withNamedLock(tx *gorm.DB, fn func(*gorm.DB) error) (err error) {
 	if deadline, ok := tx.Statement.Context.Deadline(); ok {
 		wait = min(wait, time.Until(deadline))
 	}
-	var got *int
-	if err := tx.Raw("SELECT GET_LOCK("+name+", ?)", wait.Seconds()).Row().Scan(&got); err != nil {
+	var got int
+	if err := tx.Raw("SELECT COALESCE(GET_LOCK("+name+", ?), 0)", wait.Seconds()).Scan(&got).Error; err != nil {
 		return err
 	}
-	if got == nil || *got != 1 {
+	if got != 1 {
 		return fmt.Errorf("another node held the migration lock for %v", wait)
 	}
 	defer func() { err = errors.Join(err, detached(tx).Exec("DO RELEASE_LOCK("+name+")").Error) }()
@@ -432,7 +440,7 @@ func immediately(tx *gorm.DB, fn func(*gorm.DB) error) (err error) {
 // setPragma sets a connection's PRAGMA, and returns what sets it back.
 func setPragma(tx *gorm.DB, name string, value int64) (restore func() error, err error) {
 	var before int64
-	if err := tx.Raw("PRAGMA " + name).Row().Scan(&before); err != nil {
+	if err := tx.Raw("PRAGMA " + name).Scan(&before).Error; err != nil {
 		return nil, err
 	}
 	set := func(tx *gorm.DB, value int64) error {
