@@ -156,10 +156,19 @@ type Token string
 // also from GORM's logger, which prints the parameters of statements.
 type Digest []byte
 
-func (t Token) String() string               { return hide(len(t)) }
-func (t Token) GoString() string             { return hide(len(t)) }
-func (t Token) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hide(len(t))) }
-func (t Token) LogValue() slog.Value         { return slog.StringValue(hide(len(t))) }
+// String implements fmt.Stringer: it shows no token.
+func (t Token) String() string { return hide(len(t)) }
+
+// GoString implements fmt.GoStringer: it shows no token.
+func (t Token) GoString() string { return hide(len(t)) }
+
+// Format implements fmt.Formatter, for every verb: it shows no token.
+func (t Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, hide(len(t))) }
+
+// LogValue implements slog.LogValuer: it shows no token.
+func (t Token) LogValue() slog.Value { return slog.StringValue(hide(len(t))) }
+
+// MarshalText hides the token from encoding/json, encoding/xml and the like.
 func (t Token) MarshalText() ([]byte, error) { return []byte(hide(len(t))), nil }
 
 // MarshalBinary hides the token from encoding/gob.
@@ -172,10 +181,19 @@ func (t *Token) UnmarshalText([]byte) error { *t = ""; return nil }
 // UnmarshalBinary leaves t empty, as UnmarshalText does.
 func (t *Token) UnmarshalBinary([]byte) error { *t = ""; return nil }
 
-func (d Digest) String() string               { return hide(len(d)) }
-func (d Digest) GoString() string             { return hide(len(d)) }
-func (d Digest) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hide(len(d))) }
-func (d Digest) LogValue() slog.Value         { return slog.StringValue(hide(len(d))) }
+// String implements fmt.Stringer: it shows no digest.
+func (d Digest) String() string { return hide(len(d)) }
+
+// GoString implements fmt.GoStringer: it shows no digest.
+func (d Digest) GoString() string { return hide(len(d)) }
+
+// Format implements fmt.Formatter, for every verb: it shows no digest.
+func (d Digest) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, hide(len(d))) }
+
+// LogValue implements slog.LogValuer: it shows no digest.
+func (d Digest) LogValue() slog.Value { return slog.StringValue(hide(len(d))) }
+
+// MarshalText hides the digest from encoding/json, encoding/xml and the like.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(hide(len(d))), nil }
 
 // MarshalBinary hides the digest from encoding/gob.

@@ -327,7 +327,7 @@ func alternative(expr clause.Expression) bool {
 }
 
 // Get returns the session that the scopes limit to, in whatever state, the
-// newest if there are several, or [ErrNoSession]. They cannot leave out columns.
+// newest if there are several, or [ErrNoSession]. Scopes cannot choose columns.
 func (p *Plugin[T]) Get(ctx context.Context, scopes ...Scope) (*T, error) {
 	c, err := p.begin(ctx)
 	if err != nil {
