@@ -46,8 +46,9 @@ type Config struct {
 	Prefix string
 
 	// Hashers make the digests that are stored in place of tokens: the first
-	// those of new sessions; sessions found by one of the others stay valid.
-	// All of them are asked for in one query. Default: Hash(crypto.SHA256).
+	// those of new sessions; a session found by one of the others stays valid,
+	// and Authenticate gives it the first one's digest (unless TouchInterval is
+	// Never). All are asked for in one query. Default: Hash(crypto.SHA256).
 	Hashers []Hasher
 
 	// AcceptForeign also looks up tokens that are not of this plugin's format:

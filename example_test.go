@@ -94,7 +94,8 @@ func ExampleNew() {
 }
 
 // The peppered digest comes first, so all new sessions get it. Those of before
-// stay valid, because their hash is still among the Hashers.
+// stay valid, because their hash is still among the Hashers, and get it too when
+// they are next used.
 func ExampleHMAC() {
 	ctx := context.Background()
 	db := openMemory()

@@ -27,6 +27,7 @@
 package gormsessions
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"fmt"
@@ -239,7 +240,8 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 // looks it up by its digest, in one query, with [WithOwner] the owner's row
 // included. When it is due (see Config.TouchInterval) a second, guarded
 // statement extends the session and notes its use; the session is returned as
-// it then is.
+// it then is. So is one that was found by a hasher other than the first, and it
+// then gets the first one's digest.
 //
 // Scopes limit further: a session that they leave out is no session. A token
 // that is not of the plugin's format costs no query. Scopes cannot choose columns
@@ -259,10 +261,11 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 		return nil, wrap("authenticate", err)
 	}
 	base, now := sessionIn(session), nowOf(c.db)
-	if !c.due(base, now) {
+	aged := c.touch != Never && !bytes.Equal(base.TokenDigest, digests[0])
+	if !aged && !c.due(base, now) {
 		return session, nil
 	}
-	won, err := c.use(base, now, true)
+	won, err := c.use(base, now, digests[0], !aged)
 	switch {
 	case err != nil && (ctx.Err() != nil || c.inTransaction()):
 		return nil, wrap("authenticate", err)
@@ -374,7 +377,7 @@ func (p *Plugin[T]) Extend(ctx context.Context, session *T) error {
 		if !base.activeAt(now) {
 			return false, ErrNoSession
 		}
-		return c.use(base, now, false)
+		return c.use(base, now, base.TokenDigest, false)
 	})
 }
 
@@ -564,13 +567,16 @@ func (b *binding) interval(base *Base) time.Duration {
 	return b.touch
 }
 
-// use writes that the session is used now, and extends it. It reports false
-// where the row is no longer what base says: ended, fixed or rotated by somebody
-// else, or (once) used within the interval.
-func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
+// use writes that the session is used now, extends it, and gives it digest. It
+// reports false where the row is no longer what base says: ended, fixed or
+// digested anew by somebody else, or (once) used within the interval.
+func (c call) use(base *Base, now time.Time, digest Digest, once bool) (bool, error) {
 	next := *base
-	next.LastUsedAt, next.UpdatedAt = &now, now
+	next.LastUsedAt, next.UpdatedAt, next.TokenDigest = &now, now, digest
 	set := clause.Set{{Column: column(c.lastUsedAt), Value: now}}
+	if !bytes.Equal(digest, base.TokenDigest) {
+		set = append(set, clause.Assignment{Column: column(c.digest), Value: digest})
+	}
 	if base.slides() && base.ExpiresAt != nil {
 		if pushed := stored(now.Add(base.IdleTimeout)); pushed.After(*base.ExpiresAt) {
 			next.ExpiresAt = &pushed
@@ -593,7 +599,8 @@ func (c call) use(base *Base, now time.Time, once bool) (bool, error) {
 func (c call) write(base *Base, next Base, set clause.Set, guard ...clause.Expression) (bool, error) {
 	// MySQL counts the rows that change, not those that match.
 	same := next.UpdatedAt.Equal(base.UpdatedAt) && sameTime(next.LastUsedAt, base.LastUsedAt) &&
-		sameTime(next.ExpiresAt, base.ExpiresAt) && next.IdleTimeout == base.IdleTimeout
+		sameTime(next.ExpiresAt, base.ExpiresAt) && next.IdleTimeout == base.IdleTimeout &&
+		bytes.Equal(next.TokenDigest, base.TokenDigest)
 	if !same {
 		set = append(set, clause.Assignment{Column: column(c.updatedAt), Value: next.UpdatedAt})
 		db := c.db.Where(clause.Eq{Column: at(c.id), Value: base.ID}).Clauses(clause.Where{Exprs: guard})

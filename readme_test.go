@@ -18,11 +18,14 @@ const around = `package main
 
 import (
 	"context"
+	"crypto"
 	"time"
 
 	"github.com/gormsessions/gormsessions"
 	"gorm.io/gorm"
 )
+
+var pepper []byte
 
 type User struct {
 	ID    uint
@@ -32,6 +35,7 @@ type User struct {
 func main() {}
 
 var _ = time.Second
+var _ = crypto.SHA256
 `
 
 const fragment = `

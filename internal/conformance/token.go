@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -157,10 +158,61 @@ func (s suite) token(t *testing.T) {
 		got, err := both.Get(old.ctx, gormsessions.WithToken(string(session.Token)))
 		must(t, err)
 		want(t, "WithToken", got.ID, session.ID)
+		never := gormsessions.New[UserSession](gormsessions.Config{TouchInterval: gormsessions.Never, Hashers: []gormsessions.Hasher{
+			gormsessions.HMAC(crypto.SHA256, pepper), gormsessions.Hash(crypto.SHA256)}})
+		must(t, s.again(t, old.dialect, old.clock, old.log).Use(never))
+		_, err = never.Authenticate(old.ctx, string(session.Token))
+		must(t, err)
+		want(t, "digest where reads never write", string(old.row(session.ID).TokenDigest), string(session.TokenDigest))
 		only := gormsessions.New[UserSession](gormsessions.Config{Hashers: []gormsessions.Hasher{gormsessions.HMAC(crypto.SHA256, pepper)}})
 		must(t, s.again(t, old.dialect, old.clock, old.log).Use(only))
 		_, err = only.Lookup(old.ctx, string(session.Token))
 		wantErr(t, "a hasher that is not listed", err, gormsessions.ErrNoSession)
+	})
+
+	t.Run("R12_DigestedAnewOnUse", func(t *testing.T) {
+		pepper := bytes.Repeat([]byte("p"), 32)
+		e := s.start(t, gormsessions.Config{})
+		live, idle := make([]*UserSession, count(40, 2_000)), e.sign()
+		for i := range live {
+			live[i] = e.sign()
+		}
+		adopting := func(hashers ...gormsessions.Hasher) *gormsessions.Plugin[UserSession] {
+			t.Helper()
+			p := gormsessions.New[UserSession](gormsessions.Config{Hashers: hashers})
+			must(t, s.again(t, e.dialect, e.clock, e.log).Use(p))
+			return p
+		}
+		peppered, plain := gormsessions.HMAC(crypto.SHA256, pepper), gormsessions.Hash(crypto.SHA256)
+		both := adopting(peppered, plain)
+		for i, v := range live {
+			if i%2 == 0 {
+				e.authenticate(v) // used within the interval
+			}
+			var wg sync.WaitGroup
+			for range 1 + i%2 { // also two requests at once
+				wg.Go(func() {
+					got, err := both.Authenticate(e.ctx, string(v.Token))
+					if err != nil {
+						t.Errorf("session %d: %v", i, err)
+						return
+					}
+					want(t, "digest returned", string(got.TokenDigest), string(peppered.Digest(string(v.Token))))
+				})
+			}
+			wg.Wait()
+			want(t, "digest stored", string(e.row(v.ID).TokenDigest), string(peppered.Digest(string(v.Token))))
+		}
+		// The old hasher ends exactly the sessions that nobody used.
+		only := adopting(peppered)
+		for _, v := range live {
+			_, err := only.Authenticate(e.ctx, string(v.Token))
+			must(t, err)
+			want(t, "token on a node that knows no pepper", e.lost(v), true)
+		}
+		_, err := only.Authenticate(e.ctx, string(idle.Token))
+		want(t, "not used meanwhile", err, gormsessions.ErrNoSession)
+		e.authenticate(idle)
 	})
 
 	t.Run("AcceptForeign", func(t *testing.T) {
@@ -180,6 +232,11 @@ func (s suite) token(t *testing.T) {
 		both := s.start(t, gormsessions.Config{AcceptForeign: true, Hashers: []gormsessions.Hasher{gormsessions.Hash(crypto.SHA256), gormsessions.Plaintext()}})
 		both.refused(gormsessions.Token(both.sign().TokenDigest))
 	})
+}
+
+func (e *env) lost(v *UserSession) bool {
+	_, err := e.sessions.Lookup(e.ctx, string(v.Token))
+	return errors.Is(err, gormsessions.ErrNoSession)
 }
 
 // Key and Badge are other kinds of sessions.
