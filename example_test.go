@@ -93,6 +93,33 @@ func ExampleNew() {
 	// expires: false
 }
 
+// An API key that may do some things.
+func ExampleAbilities() {
+	type APIKey struct {
+		gormsessions.Session[User, uint]
+		gormsessions.Abilities
+	}
+
+	ctx := context.Background()
+	db := openMemory()
+	keys := gormsessions.New[APIKey](gormsessions.Config{IdleTimeout: gormsessions.Never, Prefix: "acme"})
+	panicIf(db.Use(keys))
+	key := APIKey{Abilities: gormsessions.Abilities{"posts:*", "users:read"}}
+	key.Owner = signUp(db, "ada@example.com")
+	panicIf(keys.Create(ctx, &key))
+
+	got, err := keys.Authenticate(ctx, string(key.Token))
+	panicIf(err)
+	fmt.Println(got.Can("posts:write"), got.Can("users:read"), got.Can("users:write"))
+
+	n, err := keys.Count(ctx, gormsessions.Active, gormsessions.WithAbility("posts:write"))
+	panicIf(err)
+	fmt.Println(n)
+	// Output:
+	// true true false
+	// 1
+}
+
 // The peppered digest comes first, so all new sessions get it. Those of before
 // stay valid, because their hash is still among the Hashers, and get it too when
 // they are next used.

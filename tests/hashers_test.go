@@ -9,7 +9,8 @@ import (
 	"github.com/gormsessions/gormsessions/internal/conformance"
 	_ "golang.org/x/crypto/blake2b"
 	_ "golang.org/x/crypto/blake2s"
-	_ "golang.org/x/crypto/ripemd160" //nolint:staticcheck // for imports
+	//lint:ignore SA1019 sessions that were digested by it can be imported
+	_ "golang.org/x/crypto/ripemd160"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 )

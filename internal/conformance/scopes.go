@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -323,6 +324,63 @@ func (s suite) fields(t *testing.T) {
 		wantErr(t, "Revoke", err, gormsessions.ErrInvalidValue)
 		want(t, "revoked", func() int64 { n, _ := rich.Count(e.ctx, gormsessions.Revoked); return n }(), 0)
 	})
+}
+
+// Able has abilities, embedded.
+type Able struct {
+	gormsessions.Session[User, uint]
+	gormsessions.Abilities
+	Name string
+}
+
+func (s suite) abilities(t *testing.T) {
+	e := s.start(t, gormsessions.Config{})
+	keys := gormsessions.New[Able](gormsessions.Config{})
+	must(t, e.db.Use(keys))
+	made := map[string]*Able{}
+	for name, granted := range map[string]gormsessions.Abilities{
+		"none": nil, "empty": {}, "write": {"posts:read", "posts:write"}, "posts": {"posts:*"}, "all": {"*"}, "other": {"users:write", "posts:comments:*"},
+	} {
+		v := &Able{Name: name, Abilities: granted}
+		v.OwnerID = e.user.ID
+		must(t, keys.Create(e.ctx, v))
+		made[name] = v
+	}
+	for _, ability := range []string{"posts:write", "posts:read", "posts:comments:write", "users:write", "users", "x", "posts:*", "*"} {
+		list, err := keys.List(e.ctx, gormsessions.WithAbility(ability), gormsessions.Active)
+		must(t, err)
+		found := map[string]bool{}
+		for i := range list {
+			found[list[i].Name] = true
+			want(t, list[i].Name+" can "+ability, list[i].Can(ability), true)
+		}
+		for name, v := range made {
+			got, err := keys.Authenticate(e.ctx, string(v.Token))
+			must(t, err)
+			want(t, name+" is listed for "+ability, found[name], got.Can(ability))
+		}
+	}
+	n, err := keys.Count(e.ctx, func(db *gorm.DB) *gorm.DB {
+		return db.Not(e.db.Model(&Able{}).Scopes(gormsessions.WithAbility("posts:write")))
+	})
+	must(t, err)
+	want(t, "that cannot write posts", n, 3)
+	for _, bad := range []string{"", "Posts:write", "posts write", "posts:", ":write", "*:write", "posts:*:x", "a'b", "\x00", `a"b`, "pösts", strings.Repeat("a", 256)} {
+		v := &Able{Abilities: gormsessions.Abilities{"ok", bad}}
+		v.OwnerID = e.user.ID
+		wantErr(t, "create with "+bad, keys.Create(e.ctx, v), gormsessions.ErrInvalidValue)
+		want(t, "token", string(v.Token), "")
+		wantErr(t, "update to "+bad, e.db.Model(made["none"]).Update("abilities", gormsessions.Abilities{bad}).Error, gormsessions.ErrInvalidValue)
+		_, err := keys.Count(e.ctx, gormsessions.WithAbility(bad))
+		wantErr(t, "WithAbility "+bad, err, gormsessions.ErrInvalidValue)
+	}
+	_, err = e.sessions.Count(e.ctx, gormsessions.WithAbility("posts:write"))
+	wantErr(t, "a model without abilities", err, gormsessions.ErrNotModel)
+	must(t, e.db.Model(made["none"]).Update("abilities", gormsessions.Abilities{"users:read"}).Error)
+	got, err := keys.Get(e.ctx, gormsessions.WithAbility("users:read"), gormsessions.WithID(made["none"].ID))
+	must(t, err)
+	want(t, "updated", len(got.Abilities) == 1 && got.Can("users:read"), true)
+	want(t, "an extra field", keys.ExtraFields()[0].Name, "Abilities")
 }
 
 // stored shows what comes back of what the application keeps.

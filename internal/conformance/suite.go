@@ -104,6 +104,7 @@ func Run(t *testing.T, d Database, v Variant) {
 		{"secrets", suite.secrets, false},
 		{"races", suite.races, false},
 		{"fields", suite.fields, false},
+		{"abilities", suite.abilities, false},
 		{"migrate", suite.migrate, false},
 		{"config", suite.config, false},
 		{"naive", suite.naive, false},
