@@ -385,23 +385,22 @@ func (base *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
 	if n := utf8.RuneCountInString(base.RevokedReason); n > maxReason {
 		return fmt.Errorf("%w: RevokedReason has %d characters, at most %d fit", ErrInvalidValue, n, maxReason)
 	}
-	optional, always := base.times()
-	for name, t := range optional {
-		normal, err := storedTime(name, *t)
+	for _, t := range base.optionalTimes() {
+		normal, err := storedTime(t.name, *t.value)
 		if err != nil {
 			return err
 		}
-		*t = normal
+		*t.value = normal
 	}
-	for name, t := range always {
-		if t.IsZero() {
-			*t = now
+	for _, t := range base.times() {
+		if t.value.IsZero() {
+			*t.value = now
 		}
-		normal, err := storedTime(name, t)
+		normal, err := storedTime(t.name, t.value)
 		if err != nil {
 			return err
 		}
-		*t = *normal
+		*t.value = *normal
 	}
 	if base.IdleTimeout == 0 && base.ExpiresAt == nil {
 		base.IdleTimeout = idle

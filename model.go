@@ -127,13 +127,20 @@ func (b *Base) capExpiry() {
 	}
 }
 
-// times are the columns of Base that hold one, by name.
-func (b *Base) times() (optional map[string]**time.Time, always map[string]*time.Time) {
-	return map[string]**time.Time{
-			"ExpiresAt": &b.ExpiresAt, "Deadline": &b.Deadline, "LastUsedAt": &b.LastUsedAt, "RevokedAt": &b.RevokedAt,
-		}, map[string]*time.Time{
-			"AuthenticatedAt": &b.AuthenticatedAt, "CreatedAt": &b.CreatedAt, "UpdatedAt": &b.UpdatedAt,
-		}
+// optionalTimes and times are the columns of Base that hold one.
+func (b *Base) optionalTimes() [4]namedTime[*time.Time] {
+	return [...]namedTime[*time.Time]{
+		{"ExpiresAt", &b.ExpiresAt}, {"Deadline", &b.Deadline}, {"LastUsedAt", &b.LastUsedAt}, {"RevokedAt", &b.RevokedAt}}
+}
+
+func (b *Base) times() [3]namedTime[time.Time] {
+	return [...]namedTime[time.Time]{
+		{"AuthenticatedAt", &b.AuthenticatedAt}, {"CreatedAt", &b.CreatedAt}, {"UpdatedAt", &b.UpdatedAt}}
+}
+
+type namedTime[T any] struct {
+	name  string
+	value *T
 }
 
 const redacted = "[redacted]"

@@ -42,15 +42,14 @@ func sameTime(a, b *time.Time) bool {
 // inUTC makes all nodes see the same values, whatever zone their driver reads
 // times in.
 func (b *Base) inUTC() {
-	optional, always := b.times()
-	for _, t := range optional {
-		if *t != nil {
-			utc := (*t).UTC()
-			*t = &utc
+	for _, t := range b.optionalTimes() {
+		if *t.value != nil {
+			utc := (*t.value).UTC()
+			*t.value = &utc
 		}
 	}
-	for _, t := range always {
-		*t = t.UTC()
+	for _, t := range b.times() {
+		*t.value = t.value.UTC()
 	}
 }
 
