@@ -205,6 +205,9 @@ func (c *columns) ownerIs(db *gorm.DB, owner any) (clause.Expression, error) {
 		return unit("? = ? AND ?", at(c.ownerType), kind, key), nil
 	}
 	key, err := convert(v, c.ownerID.FieldType)
+	if v.CanFloat() {
+		err = ErrWrongOwner // no key is a fraction
+	}
 	if err == nil && key.Kind() == reflect.String {
 		err = checkText("the owner's key", key.String())
 	}

@@ -32,17 +32,19 @@ type Config struct {
 	AbsoluteTimeout time.Duration
 
 	// TouchInterval is how often, at most, a session that is used is written:
-	// to extend it and note its last use. More than half of a session's own
-	// IdleTimeout counts as that half. Default: 1 hour. Never: reads never
+	// to extend it and note its last use. It is never taken for more than half
+	// of a session's own IdleTimeout. Default: 1 hour. Never: reads never
 	// write, so that only Extend extends.
 	TouchInterval time.Duration
 
 	// TokenBytes is how many random bytes a token carries. Default: 32.
-	// Fewer than 16 is an error.
+	// Fewer than 16 is an error. Tokens made before it was changed are found
+	// only with AcceptForeign.
 	TokenBytes int
 
 	// Prefix makes tokens read Prefix_…, so that secret scanners and support
 	// can tell them: up to 32 letters, digits and underscores. Default: none.
+	// Tokens made before it was changed are found only with AcceptForeign.
 	Prefix string
 
 	// Hashers make the digests that are stored in place of tokens: the first
@@ -52,8 +54,8 @@ type Config struct {
 	Hashers []Hasher
 
 	// AcceptForeign also looks up tokens that are not of this plugin's format:
-	// for sessions imported from another system. Default: false, such a token
-	// costs no query.
+	// for sessions imported from another system, or made with another Prefix or
+	// TokenBytes. Default: false, such a token costs no query.
 	AcceptForeign bool
 
 	// SkipMigrate leaves the table to the application's own migrations.

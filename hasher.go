@@ -17,8 +17,8 @@ import (
 // them, and be safe for concurrent use.
 //
 // A token has at least 128 random bits, so a plain hash is enough: there is
-// nothing to guess, and nothing to slow down as for passwords. HMAC adds that
-// who can only write to the database cannot make up a digest for a token.
+// nothing to guess, and nothing to slow down as for passwords. With HMAC, somebody
+// who can write to the database, and no more, cannot make up a valid digest.
 type Hasher interface{ Digest(token string) []byte }
 
 const (

@@ -526,7 +526,7 @@ func (b *binding) checkMap(values map[string]any) error {
 			continue
 		}
 		if b.readOnly(f) {
-			return fmt.Errorf("%w: %s is written by the plugin's methods only (Extend, SetExpiry, Revoke)", ErrReadOnlyColumn, f.DBName)
+			return fmt.Errorf("%w: %s is set on create, and afterwards only by the plugin's own methods, if at all", ErrReadOnlyColumn, f.DBName)
 		}
 		if data, ok := value.(datatypes.JSONMap); ok && f == b.data {
 			if err := checkData(data); err != nil {

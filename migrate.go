@@ -28,7 +28,8 @@ const lockWait = time.Minute
 //
 // Many nodes may start at once: one migrates, the others wait for it (by an
 // advisory lock on PostgreSQL, GET_LOCK on MySQL, BEGIN IMMEDIATE on SQLite, the
-// last two for a minute at most). With a session in DryRun mode it prints the statements and runs none:
+// last two for a minute at most). With a session in DryRun mode it prints the
+// statements to standard output and runs none:
 //
 //	sessions.With(db.Session(&gorm.Session{DryRun: true})).Migrate(ctx)
 func (p *Plugin[T]) Migrate(ctx context.Context) error {
@@ -136,7 +137,7 @@ func (b *binding) complete(tx *gorm.DB) error {
 			continue
 		}
 		if err := m.AddColumn(session, name); err != nil {
-			return err
+			return fmt.Errorf("add the column %s (where there are sessions, it has to be nullable or have a default): %w", name, err)
 		}
 	}
 	// Before the indexes: SQLite makes the table anew to change a constraint.

@@ -40,16 +40,18 @@ type Session[O any, K comparable] struct {
 // GORM's polymorphic associations).
 //
 // All of it but Data is create-only for GORM, and so are an OwnerID and an
-// OwnerType beside it: Save, Updates and UpdateColumn of a stale value cannot
-// revive a session, move it or change its token. The methods of [Plugin] write
-// these columns.
+// OwnerType beside it: a stale value can revive no session, move none and change
+// no token. Save and Updates of a struct leave these columns as they are stored;
+// an update that names one is [ErrReadOnlyColumn]. The methods of [Plugin] write
+// them.
 type Base struct {
 	// ID is a UUIDv7. It is no secret: it may be shown to the owner and
 	// written to logs. Default: made on create.
 	ID uuid.UUID `gorm:"primaryKey;<-:create;not null"`
 
 	// Token is the secret, on a value that was just created, and nowhere else:
-	// string(s.Token) is the only copy. It has no column.
+	// string(s.Token) is the only copy. It has no column. Leave it empty on
+	// create.
 	Token Token `gorm:"-"`
 
 	// TokenDigest is what the database keeps of the token.
@@ -65,19 +67,21 @@ type Base struct {
 
 	// IdleTimeout is how far each use pushes ExpiresAt; 0: it is fixed. On
 	// create, when this and ExpiresAt are both unset, the Config's is taken;
-	// ExpiresAt alone stays fixed. Never: no expiry by idleness.
+	// ExpiresAt alone stays fixed. Never: no expiry by idleness. Stored in
+	// nanoseconds.
 	IdleTimeout time.Duration `gorm:"<-:create;not null"`
 
 	// Deadline is the absolute timeout: ExpiresAt is never later. Nil: none.
 	// On create, nil means the Config's AbsoluteTimeout from then on.
 	Deadline *time.Time `gorm:"<-:create;precision:6"`
 
-	// LastUsedAt is when the session was last used, exact to the Config's
-	// TouchInterval. Nil: not since it was created.
+	// LastUsedAt is when the session was last used; the last use may be later
+	// by up to the Config's TouchInterval. Nil: not used since it was created.
 	LastUsedAt *time.Time `gorm:"<-:create;precision:6"`
 
 	// AuthenticatedAt is when the person last proved who they are. Default:
-	// the creation.
+	// the creation. It is not changed afterwards: after a new proof, create a
+	// new session.
 	AuthenticatedAt time.Time `gorm:"<-:create;not null;precision:6"`
 
 	// RevokedAt is when the session was ended on purpose, RevokedReason why.
@@ -97,11 +101,12 @@ type Model interface{ SessionBase() *Base }
 func (b *Base) SessionBase() *Base { return b }
 
 // IsActive reports whether the session, as loaded, is neither revoked nor
-// expired now. It asks no database: [Plugin.Authenticate] does.
+// expired now, by the machine's clock (not gorm.Config.NowFunc). It asks no
+// database: [Plugin.Authenticate] does.
 func (b *Base) IsActive() bool { return b.activeAt(time.Now()) }
 
-// IsExpired reports whether ExpiresAt has come. It is false for a session that
-// never expires.
+// IsExpired reports whether ExpiresAt has come, by the machine's clock. It is
+// false for a session that never expires.
 func (b *Base) IsExpired() bool { return b.expiredAt(time.Now()) }
 
 // IsRevoked reports whether the session was ended on purpose.
@@ -251,16 +256,18 @@ var (
 	ErrUnknownField = errors.New("gormsessions: unknown field")
 
 	// ErrInvalidValue: a value does not fit its column, or the databases could
-	// not store it exactly; a session is nil or was not saved; a scope does what
-	// the call cannot take. The text says which. From all that take one.
+	// not store it exactly; a session is nil or was not saved; a scope uses what
+	// the call does not allow (Select, Omit, Joins, a limit, an Or of its own).
+	// The text says which. From all that take one.
 	ErrInvalidValue = errors.New("gormsessions: invalid value")
 
 	// ErrNotModel: a scope was used on a statement whose model embeds neither
 	// Session nor Base, or lacks the column that the scope asks for.
 	ErrNotModel = errors.New("gormsessions: the statement's model does not fit the scope")
 
-	// ErrNoScope: Revoke was called with nothing that limits it.
-	ErrNoScope = errors.New("gormsessions: revoke needs a scope that says which sessions: it never ends all of them")
+	// ErrNoScope: Revoke was called with nothing that limits it. (To end all
+	// sessions, say so: Active.)
+	ErrNoScope = errors.New("gormsessions: revoke needs a scope that says which sessions; Active says all that are")
 
 	// ErrUnsafeCreate: the create could not store a new token's digest: a map,
 	// a Select or Omit that leaves out a column of the session, an upsert, or a

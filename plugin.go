@@ -238,9 +238,9 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 
 // Authenticate returns the active session of a token, or [ErrNoSession]. It
 // looks it up by its digest, in one query, with [WithOwner] the owner's row
-// included. When it is due (see Config.TouchInterval) a second, guarded
-// statement extends the session and notes its use; the session is returned as
-// it then is. So is one that was found by a hasher other than the first, and it
+// included. When it is due (on the first use, and see Config.TouchInterval) a
+// second, guarded statement extends the session and notes its use; the session is
+// returned as it then is. So is one that was found by a hasher other than the first, and it
 // then gets the first one's digest.
 //
 // Scopes limit further: a session that they leave out is no session. A token

@@ -1,6 +1,7 @@
 package gormsessions_test
 
 import (
+	"crypto"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,9 +9,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gormsessions/gormsessions"
+	"github.com/gormsessions/gormsessions/internal/conformance"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 )
 
 // around is what the README's fragments stand in.
@@ -19,13 +23,23 @@ const around = `package main
 import (
 	"context"
 	"crypto"
+	"errors"
+	"net/http"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
 	"gorm.io/gorm"
 )
 
-var pepper []byte
+var (
+	pepper []byte
+	list   []UserSession
+	s      UserSession
+	_      = uuid.Parse
+	_      = http.Error
+	_      = errors.Is
+)
 
 type User struct {
 	ID    uint
@@ -108,6 +122,37 @@ func TestREADME(t *testing.T) {
 			if !strings.HasPrefix(line, "#") && !strings.Contains(line, "declared and not used") {
 				t.Error(line)
 			}
+		}
+	})
+
+	t.Run("import", func(t *testing.T) {
+		d := conformance.PostgreSQL()
+		db := d.Open(t, d.Dialect(t), &gorm.Config{Logger: logger.Discard})
+		sessions := gormsessions.New[UserSession](gormsessions.Config{AcceptForeign: true, Hashers: []gormsessions.Hasher{
+			gormsessions.HMAC(crypto.SHA256, make([]byte, 32)), gormsessions.Hash(crypto.SHA256)}})
+		if err := db.Use(sessions); err != nil {
+			t.Fatal(err)
+		}
+		signUp(db, "ada@example.com")
+		// The table as the migration of ecto_sessions makes it.
+		for _, sql := range []string{
+			`CREATE TABLE sessions (id uuid PRIMARY KEY, auth_token_digest varchar(255) NOT NULL, data jsonb NOT NULL DEFAULT '{}', expires_at timestamp,
+				user_id varchar(255) NOT NULL, inserted_at timestamp NOT NULL, updated_at timestamp NOT NULL)`,
+			`INSERT INTO sessions SELECT gen_random_uuid(), 'af2bdbe1aa9b6ec1e2ade1d694f41fc71a831d0268e9891562113d8a62add1bf', '{"a":1}',
+				(now() AT TIME ZONE 'utc') + interval '1 hour', '1', now() AT TIME ZONE 'utc', now() AT TIME ZONE 'utc'`,
+			`ALTER TABLE user_sessions ALTER device SET DEFAULT ''`,
+			string(regexp.MustCompile("(?ms)^```sql\n(INSERT.*?)^```\n").FindSubmatch(text)[1]),
+		} {
+			if err := db.Exec(sql).Error; err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := sessions.Authenticate(t.Context(), "sample", gormsessions.WithOwner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := time.Until(*got.ExpiresAt); left < 6*24*time.Hour || got.IdleTimeout != 7*24*time.Hour || got.Owner.Email != "ada@example.com" {
+			t.Errorf("imported: %v left, %+v", left, got)
 		}
 	})
 

@@ -40,7 +40,7 @@ func (c *columns) active(now time.Time) clause.Expression {
 	return unit("? IS NULL AND (? IS NULL OR ? > ?)", at(c.revokedAt), at(c.expiresAt), at(c.expiresAt), now)
 }
 
-// Expired limits to sessions whose expiry has come, revoked before or not.
+// Expired limits to sessions whose expiry has come, revoked ones among them.
 func Expired(db *gorm.DB) *gorm.DB {
 	return limit(db, func(c *columns) (clause.Expression, error) {
 		return unit("? IS NOT NULL AND ? <= ?", at(c.expiresAt), at(c.expiresAt), nowOf(db)), nil
@@ -62,8 +62,9 @@ func Ended(db *gorm.DB) *gorm.DB {
 }
 
 // ForUser limits to the sessions of an owner: a model, a pointer to one, or a
-// bare key. A nil or unsaved owner and a zero key are [ErrZeroOwner], an owner
-// of another model or a key of another type [ErrWrongOwner].
+// bare key. A nil or unsaved owner and a zero key are [ErrZeroOwner]. An owner of
+// another model, and a key that is neither of the key's type nor a plain integer
+// or text that it can hold exactly, are [ErrWrongOwner].
 func ForUser(owner any) Scope { return ForOwner(owner) }
 
 // ForOwner is ForUser, for owners that are not users. With an OwnerType column
@@ -101,7 +102,8 @@ func WithID(id uuid.UUID) Scope {
 	}
 }
 
-// Except leaves out one session: "sign out everywhere else". A session that is
+// Except leaves out one session, given by its pointer: "sign out everywhere
+// else". A session that is
 // nil, was not saved, or is of another model is an error: leaving out none would
 // end them all.
 func Except(session Model) Scope {

@@ -150,7 +150,7 @@ func (s suite) owner(t *testing.T) {
 		type OrgID uint
 		for name, owner := range map[string]any{
 			"another model": &Robot{ID: int64(e.user.ID)}, "text": fmt.Sprint(e.user.ID), "another's key type": OrgID(e.user.ID),
-			"negative": -1, "a session": session, "uuid": uuid.New(), "slice": []uint{1},
+			"negative": -1, "fraction": 1.5, "float": 1.0, "a session": session, "uuid": uuid.New(), "slice": []uint{1},
 		} {
 			_, err := e.sessions.Count(e.ctx, gormsessions.ForOwner(owner))
 			wantErr(t, name, err, gormsessions.ErrWrongOwner)
