@@ -26,6 +26,7 @@ import (
 const (
 	ownUpdate = "gormsessions:own_update" // set to the binding on its own UPDATEs
 	snapshots = "gormsessions:snapshots"  // the values of a create as they were
+	aroundKey = "gormsessions:around:"    // and those of all creates within a statement
 	savedMap  = "gorm:saved_association_map"
 	maxReason = 255 // characters; the column's size
 )
@@ -85,6 +86,10 @@ func (b *binding) callbacks() []callback {
 			create.After("gorm:before_create").Before("gorm:save_before_associations"), b.beforeCreate},
 		{prefix + "after_create", create, create.Get,
 			create.After("gorm:commit_or_rollback_transaction"), b.afterCreate},
+		{prefix + "around_create", create, create.Get, create.Before("gorm:before_create"), b.beginAround},
+		{prefix + "after_around_create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.endAround},
+		{prefix + "around_update", update, update.Get, update.Before("gorm:before_update"), b.beginAround},
+		{prefix + "after_around_update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.endAround},
 		{prefix + "before_update", update, update.Get,
 			update.After("gorm:before_update").Before("gorm:save_before_associations"), b.beforeUpdate},
 		{prefix + "before_delete", remove, remove.Get,
@@ -191,6 +196,9 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 		}
 	}
 	db.InstanceSet(snapshots, before)
+	if a := b.around(db); a != nil {
+		a.list = append(a.list, before...)
+	}
 	now := nowOf(db)
 	for _, v := range fresh {
 		if err := b.fill(db, v, now); err != nil {
@@ -220,12 +228,51 @@ func (b *binding) afterCreate(db *gorm.DB) {
 	}
 	before, _ := db.InstanceGet(snapshots)
 	list, _ := before.([]snapshot)
+	b.restore(db, list)
+}
+
+func (b *binding) restore(db *gorm.DB, list []snapshot) {
 	for _, s := range list {
 		*sessionAt(s.value) = s.base
 		if b.ownerID != nil {
 			_ = b.ownerID.Set(db.Statement.Context, s.value, s.ownerID)
 		}
 	}
+}
+
+// around is a statement on another model that may create sessions by its
+// associations. When it fails after they were stored, as by a hook of the owner's,
+// they are rolled back with it.
+type around struct {
+	stmt *gorm.Statement
+	list []snapshot
+}
+
+func (b *binding) beginAround(db *gorm.DB) {
+	stmt := db.Statement
+	if stmt.Schema == nil || b.mine(stmt) || len(stmt.Schema.Relationships.Relations) == 0 {
+		return
+	}
+	// GORM copies the settings to the statements within.
+	stmt.Settings.LoadOrStore(aroundKey+b.schema.Table, &around{stmt: stmt})
+}
+
+func (b *binding) endAround(db *gorm.DB) {
+	a := b.around(db)
+	if a == nil || a.stmt != db.Statement {
+		return
+	}
+	db.Statement.Settings.Delete(aroundKey + b.schema.Table)
+	_, within := db.Statement.ConnPool.(gorm.TxCommitter)
+	if db.Error != nil && (within || !db.SkipDefaultTransaction) { // else they are stored
+		b.restore(db, a.list)
+	}
+}
+
+func (b *binding) around(db *gorm.DB) *around {
+	v, _ := db.Get(aroundKey + b.schema.Table)
+	a, _ := v.(*around)
+	return a
 }
 
 // checkCreate refuses the creates that cannot store a digest, and reports

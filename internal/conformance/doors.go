@@ -30,6 +30,30 @@ func (h *Hooked) BeforeCreate(*gorm.DB) error {
 	return nil
 }
 
+// Staff may fail after its sessions are stored.
+type (
+	Team struct {
+		ID    uint
+		Staff []*Staff
+	}
+	Staff struct {
+		ID       uint
+		TeamID   *uint
+		Fail     bool            `gorm:"-"`
+		Sessions []*StaffSession `gorm:"foreignKey:OwnerID"`
+	}
+	StaffSession struct {
+		gormsessions.Session[Staff, uint]
+	}
+)
+
+func (s *Staff) AfterSave(*gorm.DB) error {
+	if s.Fail {
+		return errHook
+	}
+	return nil
+}
+
 type (
 	mixinA struct{ A string }
 	mixinB struct{ B string }
@@ -343,6 +367,36 @@ func (s suite) doors(t *testing.T) {
 		byOwner.IdleTimeout = 0
 		must(t, e.db.Create(byOwner).Error)
 		e.authenticate(byOwner)
+
+		// Stored as the association of an owner that is rolled back.
+		staffed := gormsessions.New[StaffSession](gormsessions.Config{})
+		must(t, e.db.AutoMigrate(&Team{}, &Staff{}))
+		must(t, e.db.Use(staffed))
+		for name, create := range map[string]func(*Staff) error{
+			"Create": func(u *Staff) error { return e.db.Create(u).Error },
+			"slice":  func(u *Staff) error { return e.db.Create([]*Staff{u}).Error },
+			"deeper": func(u *Staff) error { return e.db.Create(&Team{Staff: []*Staff{u}}).Error },
+			"Save": func(u *Staff) error {
+				stored := Staff{}
+				must(t, e.db.Create(&stored).Error)
+				stored.Fail, stored.Sessions = true, u.Sessions
+				return e.db.Save(&stored).Error
+			},
+		} {
+			u := &Staff{Fail: true, Sessions: []*StaffSession{{}, {}}}
+			wantErr(t, name, create(u), errHook)
+			for _, v := range u.Sessions {
+				if s.Variant.Name == plain.Name && (v.Token != "" || len(v.TokenDigest) != 0 || v.ID != uuid.Nil) {
+					t.Errorf("%s: a token was left: %+v", name, v)
+				}
+			}
+			u.Fail, u.TeamID = false, nil // GORM leaves the keys of what is rolled back
+			if s.Variant.Name == plain.Name {
+				must(t, e.db.Create(u).Error)
+				_, err := staffed.Authenticate(e.ctx, string(u.Sessions[1].Token))
+				must(t, err)
+			}
+		}
 
 		hooked := gormsessions.New[Hooked](gormsessions.Config{})
 		must(t, e.db.Use(hooked))
