@@ -58,8 +58,8 @@ type Base struct {
 	TokenDigest Digest `gorm:"<-:create;not null;size:64;uniqueIndex"`
 
 	// Data is the application's own; nil is stored as {}. Numbers come back as
-	// json.Number.
-	Data datatypes.JSONMap `gorm:"not null"`
+	// json.Number. (encoding/xml knows no maps, and leaves it out.)
+	Data datatypes.JSONMap `gorm:"not null" xml:"-"`
 
 	// ExpiresAt is the one moment that decides: from it on the session is
 	// expired. Nil: it never expires.

@@ -342,6 +342,9 @@ func (s suite) secrets(t *testing.T) {
 		}{Token: session.Token, Attr: plain, Digest: plain})
 		must(t, err)
 		shown("xml", string(text))
+		text, err = xml.Marshal(session)
+		must(t, err)
+		shown("xml of a session", string(text))
 		var out bytes.Buffer
 		must(t, gob.NewEncoder(&out).Encode(struct {
 			T gormsessions.Token
