@@ -167,8 +167,12 @@ func (b *binding) beforeCreate(db *gorm.DB) {
 	for _, v := range values {
 		switch base := sessionAt(v); {
 		case len(base.TokenDigest) == 0 && association && base.ID != uuid.Nil:
-			if !b.isStored(db, base.ID) { // loaded in part, or deleted since
-				_ = db.AddError(fmt.Errorf("%w: the associated session %s is not stored: leave the ID of a new one empty", ErrUnsafeCreate, base.ID))
+			// Loaded in part, or deleted since.
+			there, err := b.isStored(db, base.ID)
+			if err == nil && !there {
+				err = fmt.Errorf("%w: the associated session %s is not stored: leave the ID of a new one empty", ErrUnsafeCreate, base.ID)
+			}
+			if db.AddError(err) != nil {
 				return
 			}
 			stored = append(stored, v)
@@ -282,7 +286,9 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 	if err := b.intact(); err != nil {
 		return false, err
 	}
-	if b.savedUnchanged(db) {
+	if unchanged, err := b.savedUnchanged(db); err != nil {
+		return false, err
+	} else if unchanged {
 		return false, errNothingToInsert
 	}
 	if insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
@@ -307,27 +313,27 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 
 // savedUnchanged recognises Save on MySQL, which counts rows that change: where
 // nothing does, GORM takes the session for one that is not stored, and inserts.
-func (b *binding) savedUnchanged(db *gorm.DB) bool {
+func (b *binding) savedUnchanged(db *gorm.DB) (bool, error) {
 	stmt := db.Statement
 	conflict, _ := stmt.Clauses["ON CONFLICT"].Expression.(clause.OnConflict)
 	if db.Name() != "mysql" || !conflict.UpdateAll || !slices.Equal(stmt.Selects, []string{"*"}) ||
 		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType {
-		return false
+		return false, nil
 	}
 	id, _ := b.id.ValueOf(stmt.Context, stmt.ReflectValue)
 	return b.isStored(db, id)
 }
 
 // isStored reports whether a session of that ID is stored, as far as the
-// statement may see it. It is false where the database fails.
-func (b *binding) isStored(db *gorm.DB, id any) bool {
+// statement may see it.
+func (b *binding) isStored(db *gorm.DB, id any) (bool, error) {
 	tx := db.Session(&gorm.Session{NewDB: true}).Set(readPrimary, struct{}{}).Model(b.value())
 	if db.Statement.Unscoped {
 		tx = tx.Unscoped()
 	}
 	var n int64
 	err := tx.Where(clause.Eq{Column: at(b.id), Value: id}).Count(&n).Error
-	return err == nil && n == 1
+	return n == 1, err
 }
 
 // createAssociated leaves only the new ones of an association's sessions to
@@ -425,21 +431,22 @@ func (b *binding) fillOwner(db *gorm.DB, v reflect.Value) error {
 	return nil
 }
 
-func (base *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
-	if base.IdleTimeout < 0 {
+// fillTimes normalises the times that the application set and fills in the others.
+func (b *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
+	if b.IdleTimeout < 0 {
 		return fmt.Errorf("%w: IdleTimeout is negative: use gormsessions.Never for no limit", ErrInvalidValue)
 	}
-	if n := utf8.RuneCountInString(base.RevokedReason); n > maxReason {
+	if n := utf8.RuneCountInString(b.RevokedReason); n > maxReason {
 		return fmt.Errorf("%w: RevokedReason has %d characters, at most %d fit", ErrInvalidValue, n, maxReason)
 	}
-	for _, t := range base.optionalTimes() {
+	for _, t := range b.optionalTimes() {
 		normal, err := storedTime(t.name, *t.value)
 		if err != nil {
 			return err
 		}
 		*t.value = normal
 	}
-	for _, t := range base.times() {
+	for _, t := range b.times() {
 		if t.value.IsZero() {
 			*t.value = now
 		}
@@ -449,18 +456,18 @@ func (base *Base) fillTimes(now time.Time, idle, lifetime time.Duration) error {
 		}
 		*t.value = *normal
 	}
-	if base.IdleTimeout == 0 && base.ExpiresAt == nil {
-		base.IdleTimeout = idle
+	if b.IdleTimeout == 0 && b.ExpiresAt == nil {
+		b.IdleTimeout = idle
 	}
-	if base.Deadline == nil && lifetime > 0 {
+	if b.Deadline == nil && lifetime > 0 {
 		deadline := stored(now.Add(lifetime))
-		base.Deadline = &deadline
+		b.Deadline = &deadline
 	}
-	if base.ExpiresAt == nil && base.slides() {
-		expiry := stored(now.Add(base.IdleTimeout))
-		base.ExpiresAt = &expiry
+	if b.ExpiresAt == nil && b.slides() {
+		expiry := stored(now.Add(b.IdleTimeout))
+		b.ExpiresAt = &expiry
 	}
-	base.capExpiry()
+	b.capExpiry()
 	return nil
 }
 
@@ -610,8 +617,7 @@ func (b *binding) afterOwnerDelete(db *gorm.DB) {
 		if tx.Name() != "sqlite" {
 			return
 		}
-		var enforced int
-		if err := tx.Raw("PRAGMA foreign_keys").Scan(&enforced).Error; err != nil || enforced == 1 {
+		if enforced, err := foreignKeysEnforced(tx); err != nil || enforced {
 			_ = db.AddError(err)
 			return
 		}

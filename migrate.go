@@ -215,11 +215,16 @@ func rebuildable(tx *gorm.DB) error {
 	if tx.Name() != "sqlite" {
 		return nil
 	}
-	var enforced int
-	if err := tx.Raw("PRAGMA foreign_keys").Scan(&enforced).Error; err != nil || enforced == 0 {
+	if enforced, err := foreignKeysEnforced(tx); err != nil || !enforced {
 		return err
 	}
 	return errors.New("the constraints of an existing table cannot be changed inside a transaction on SQLite: call Migrate outside of one")
+}
+
+// foreignKeysEnforced asks a connection of SQLite, which has them off by default.
+func foreignKeysEnforced(tx *gorm.DB) (enforced bool, err error) {
+	err = tx.Raw("PRAGMA foreign_keys").Scan(&enforced).Error
+	return enforced, err
 }
 
 // cascades reports whether the foreign key of that name deletes the sessions of

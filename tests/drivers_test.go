@@ -40,14 +40,7 @@ func TestR28DBResolver(t *testing.T) {
 			if err := db.Use(resolver); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() {
-				_ = resolver.Call(func(pool gorm.ConnPool) error {
-					if closer, ok := pool.(interface{ Close() error }); ok {
-						return closer.Close()
-					}
-					return nil
-				})
-			})
+			t.Cleanup(func() { closePools(resolver) })
 		}
 		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
@@ -102,11 +95,15 @@ func TestReplicaBehind(t *testing.T) {
 		if !errors.Is(err, gormsessions.ErrNoSession) {
 			t.Errorf("from the replica: %v", err)
 		}
-		_ = resolver.Call(func(pool gorm.ConnPool) error {
-			if closer, ok := pool.(interface{ Close() error }); ok {
-				return closer.Close()
-			}
-			return nil
-		})
+		closePools(resolver)
 	}
+}
+
+func closePools(resolver *dbresolver.DBResolver) {
+	_ = resolver.Call(func(pool gorm.ConnPool) error {
+		if closer, ok := pool.(interface{ Close() error }); ok {
+			return closer.Close()
+		}
+		return nil
+	})
 }

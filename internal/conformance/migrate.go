@@ -164,6 +164,22 @@ func refusedShape[T any, P interface {
 	}
 }
 
+// sixteenNodes start on one empty database at once, and each migrates it.
+func (s suite) sixteenNodes(t *testing.T, migrate func(*gorm.DB) error) ([]*gorm.DB, []error) {
+	t.Helper()
+	dialect, c := s.Dialect(t), newClock()
+	nodes, errs := make([]*gorm.DB, 16), make([]error, 16)
+	for i := range nodes {
+		nodes[i] = s.again(t, dialect, c, &recorder{})
+	}
+	var wg sync.WaitGroup
+	for i, db := range nodes {
+		wg.Go(func() { errs[i] = migrate(db) })
+	}
+	wg.Wait()
+	return nodes, errs
+}
+
 func (s suite) migrate(t *testing.T) {
 	t.Run("SecondTimeChangesNothing", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
@@ -266,17 +282,9 @@ func (s suite) migrate(t *testing.T) {
 		if s.Conns == 1 {
 			t.Skip("nodes do not share one process's memory")
 		}
-		dialect, c := s.Dialect(t), newClock()
-		nodes := make([]*gorm.DB, 16)
-		for i := range nodes {
-			nodes[i] = s.again(t, dialect, c, &recorder{})
-		}
-		errs := make([]error, len(nodes))
-		var wg sync.WaitGroup
-		for i, db := range nodes {
-			wg.Go(func() { errs[i] = db.Use(gormsessions.New[UserSession](gormsessions.Config{})) })
-		}
-		wg.Wait()
+		nodes, errs := s.sixteenNodes(t, func(db *gorm.DB) error {
+			return db.Use(gormsessions.New[UserSession](gormsessions.Config{}))
+		})
 		for i, err := range errs {
 			if err != nil {
 				t.Errorf("node %d: %v", i, err)

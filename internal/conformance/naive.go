@@ -130,17 +130,7 @@ func (s suite) naive(t *testing.T) {
 		if s.Conns == 1 {
 			t.Skip("nodes do not share one process's memory")
 		}
-		dialect := s.Dialect(t)
-		nodes := make([]*gorm.DB, 16)
-		for i := range nodes {
-			nodes[i] = s.again(t, dialect, c, &recorder{})
-		}
-		errs := make([]error, len(nodes))
-		var wg sync.WaitGroup
-		for i, db := range nodes {
-			wg.Go(func() { errs[i] = db.AutoMigrate(&NaiveUser{}, &NaiveSession{}) })
-		}
-		wg.Wait()
+		_, errs := s.sixteenNodes(t, func(db *gorm.DB) error { return db.AutoMigrate(&NaiveUser{}, &NaiveSession{}) })
 		failed := 0
 		for _, err := range errs {
 			if err != nil {
