@@ -1,6 +1,7 @@
 package gormsessions
 
 import (
+	"context"
 	"crypto"
 	"fmt"
 	"math"
@@ -9,15 +10,28 @@ import (
 )
 
 // Never, as a duration, is "at no time": as IdleTimeout, no expiry by idleness;
-// as AbsoluteTimeout, no absolute one; as TouchInterval, no write on reads.
+// as AbsoluteTimeout, no absolute one; as TouchInterval, no write on reads; as
+// Retention, nothing is pruned.
 const Never time.Duration = math.MaxInt64
 
 const (
 	defaultIdleTimeout   = 7 * 24 * time.Hour
 	defaultTouchInterval = time.Hour
+	defaultRotationGrace = 30 * time.Second
 	defaultTokenBytes    = 32
 	minTokenBytes        = 16 // 128 bits
 	maxPrefix            = 32
+)
+
+// LimitPolicy says what becomes of a session above Config.MaxPerOwner.
+type LimitPolicy int
+
+const (
+	// EvictOldest makes room: the owner's sessions that were used least recently
+	// are revoked, with the reason "limit".
+	EvictOldest LimitPolicy = iota
+	// Reject refuses the new session with [ErrTooManySessions].
+	Reject
 )
 
 // Config is how a kind of session behaves. Its zero value is a good default.
@@ -58,8 +72,46 @@ type Config struct {
 	// TokenBytes. Default: false, such a token costs no query.
 	AcceptForeign bool
 
-	// SkipMigrate leaves the table to the application's own migrations.
-	// Default: false, registering the plugin migrates it.
+	// MaxPerOwner is how many active sessions an owner has at most, whichever way
+	// they are created, and also when many are at once: creates for one owner wait
+	// for each other. What OnLimit says happens to one more. The model needs an
+	// owner: [Session], or (not on MySQL) an OwnerID beside [Base], whose zero value
+	// is nobody and has no limit. Default (0): no limit.
+	//
+	// Inside a transaction of yours MySQL locks what it counts, unless at READ
+	// COMMITTED; two transactions that create for several owners in different
+	// orders, as batches of CreateInBatches may, lock each other out. The database
+	// then ends one of them for a deadlock, to be tried again. On PostgreSQL a
+	// create at REPEATABLE READ is an error: it does not see what others have
+	// added.
+	MaxPerOwner int
+
+	// OnLimit says what becomes of a session above MaxPerOwner. Default:
+	// EvictOldest.
+	OnLimit LimitPolicy
+
+	// RotationGrace is how long a token still works after Rotate has replaced it,
+	// for the requests that a client had under way. Afterwards its use is taken
+	// for theft, and ends the session. Default: 30 seconds. time.Microsecond is as
+	// good as none; Never is an error.
+	RotationGrace time.Duration
+
+	// Retention is how long an ended session is kept before Prune deletes it.
+	// Default (0): not at all. Never: Prune deletes nothing.
+	Retention time.Duration
+
+	// OnEvent is told of what happens to sessions, after it is committed, in the
+	// goroutine of the call, which waits for it; it holds no lock or connection
+	// meanwhile, and a panic in it is logged by GORM's logger and goes no further.
+	// Inside a transaction of the caller's it is told at once, though that may yet
+	// be rolled back: GORM does not tell when it commits. What is written to
+	// [Event.DB] there shares its fate. [LogEvents] is one. Default: none.
+	OnEvent func(context.Context, Event)
+
+	// SkipMigrate leaves the sessions' table, and that of the replaced tokens, to
+	// the application's own migrations. Without the second one a token without an
+	// active session is an error of the database, not ErrNoSession. Default: false,
+	// registering the plugin migrates both.
 	SkipMigrate bool
 }
 
@@ -75,6 +127,8 @@ func (c Config) validate() error {
 		{"IdleTimeout", c.IdleTimeout},
 		{"AbsoluteTimeout", c.AbsoluteTimeout},
 		{"TouchInterval", c.TouchInterval},
+		{"RotationGrace", c.RotationGrace},
+		{"Retention", c.Retention},
 	} {
 		if d.value < 0 {
 			return bad(d.field, "%v is negative: use gormsessions.Never for no limit", d.value)
@@ -85,6 +139,18 @@ func (c Config) validate() error {
 	}
 	if c.AbsoluteTimeout > 0 && c.IdleTimeout != Never && c.IdleTimeout > c.AbsoluteTimeout {
 		return bad("IdleTimeout", "%v is longer than AbsoluteTimeout, %v", c.IdleTimeout, c.AbsoluteTimeout)
+	}
+	if c.RotationGrace == Never {
+		return bad("RotationGrace", "with Never each token that was rotated away would work as long as its session")
+	}
+	if c.MaxPerOwner < 0 {
+		return bad("MaxPerOwner", "%d is negative: 0 is no limit", c.MaxPerOwner)
+	}
+	if c.OnLimit != EvictOldest && c.OnLimit != Reject {
+		return bad("OnLimit", "%d is neither EvictOldest nor Reject", c.OnLimit)
+	}
+	if c.OnLimit == Reject && c.MaxPerOwner == 0 {
+		return bad("OnLimit", "there is no limit without MaxPerOwner")
 	}
 	if c.TokenBytes != 0 && c.TokenBytes < minTokenBytes {
 		return bad("TokenBytes", "%d is fewer than %d (128 bits): tokens could be guessed", c.TokenBytes, minTokenBytes)
@@ -122,6 +188,13 @@ func (c Config) touchInterval() time.Duration {
 		return defaultTouchInterval
 	}
 	return c.TouchInterval
+}
+
+func (c Config) rotationGrace() time.Duration {
+	if c.RotationGrace == 0 {
+		return defaultRotationGrace
+	}
+	return c.RotationGrace
 }
 
 func (c Config) hashers() []Hasher {

@@ -263,8 +263,10 @@ func ExamplePlugin_Migrate() {
 	// CREATE TABLE `user_sessions` (`id` text NOT NULL,`token_digest` blob NOT NULL,`data` JSON NOT NULL,`expires_at` datetime,`idle_timeout` integer NOT NULL,`deadline` datetime,`last_used_at` datetime,`authenticated_at` datetime NOT NULL,`revoked_at` datetime,`revoked_reason` text NOT NULL,`created_at` datetime NOT NULL,`updated_at` datetime NOT NULL,`owner_id` integer NOT NULL,`device` text NOT NULL,PRIMARY KEY (`id`),CONSTRAINT `fk_user_sessions_owner` FOREIGN KEY (`owner_id`) REFERENCES `users`(`id`) ON DELETE CASCADE ON UPDATE CASCADE);
 	// CREATE INDEX `idx_user_sessions_device` ON `user_sessions`(`device`);
 	// CREATE INDEX `idx_user_sessions_owner_id` ON `user_sessions`(`owner_id`);
+	// CREATE INDEX `idx_user_sessions_revoked_at` ON `user_sessions`(`revoked_at`) WHERE `revoked_at` IS NOT NULL;
 	// CREATE INDEX `idx_user_sessions_expires_at` ON `user_sessions`(`expires_at`);
 	// CREATE UNIQUE INDEX `idx_user_sessions_token_digest` ON `user_sessions`(`token_digest`);
+	// CREATE TABLE IF NOT EXISTS `user_sessions_retired_tokens` (token_digest blob NOT NULL UNIQUE, session_id text NOT NULL, authenticated_at datetime NOT NULL, retired_at datetime NOT NULL, PRIMARY KEY (session_id, token_digest), FOREIGN KEY (session_id) REFERENCES `user_sessions` (`id`) ON UPDATE CASCADE ON DELETE CASCADE);
 	// exists: false
 	// exists: true
 }

@@ -9,8 +9,9 @@ func ValidToken(prefix string, randomBytes int, token string) bool {
 	return newTokenFormat(prefix, randomBytes).matches(token)
 }
 
-// HasUUID and ClocksChange are what MySQL's servers and zones are judged by.
+// These are what MySQL's servers and zones are judged by.
 var (
-	HasUUID      = hasUUID
-	ClocksChange = clocksChange
+	HasUUID       = hasUUID
+	HasSkipLocked = hasSkipLocked
+	ClocksChange  = clocksChange
 )

@@ -108,7 +108,7 @@ func usable(h crypto.Hash) error {
 	case crypto.RIPEMD160:
 		return notLinked(h, "golang.org/x/crypto/ripemd160")
 	}
-	return fmt.Errorf("%v is no hash that Go knows", h)
+	return fmt.Errorf("%d is no hash that Go knows", h)
 }
 
 func notLinked(h crypto.Hash, pkg string) error {

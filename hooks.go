@@ -84,6 +84,10 @@ func (b *binding) callbacks() []callback {
 		// on what is written is the plugin's.
 		{prefix + "before_create", create, create.Get,
 			create.After("gorm:before_create").Before("gorm:save_before_associations"), b.beforeCreate},
+		{prefix + "begin_limited", create, create.Get,
+			create.After("gorm:save_before_associations").Before("gorm:create"), b.beginLimited},
+		{prefix + "end_limited", create, create.Get,
+			create.After("gorm:create").Before("gorm:save_after_associations"), b.endLimited},
 		{prefix + "after_create", create, create.Get,
 			create.After("gorm:commit_or_rollback_transaction"), b.afterCreate},
 		{prefix + "around_create", create, create.Get, create.Before("gorm:before_create"), b.beginAround},
@@ -95,7 +99,7 @@ func (b *binding) callbacks() []callback {
 		{prefix + "before_delete", remove, remove.Get,
 			remove.After("gorm:before_delete").Before("gorm:delete"), b.beforeDelete},
 		{prefix + "after_delete", remove, remove.Get,
-			remove.After("gorm:delete").Before("gorm:after_delete"), b.afterOwnerDelete},
+			remove.After("gorm:delete").Before("gorm:after_delete"), b.afterDelete},
 	}
 }
 
@@ -222,6 +226,9 @@ func (b *binding) afterCreate(db *gorm.DB) {
 		db.Error = nil
 		return
 	}
+	before, _ := db.InstanceGet(snapshots)
+	list, _ := before.([]snapshot)
+	b.sendCreated(db, list)
 	if db.Error == nil && !db.DryRun {
 		return
 	}
@@ -230,9 +237,28 @@ func (b *binding) afterCreate(db *gorm.DB) {
 		errors.Is(t.Translate(db.Error), gorm.ErrDuplicatedKey) {
 		db.Error = fmt.Errorf("%w: the token is in use: %w", ErrUnsafeCreate, gorm.ErrDuplicatedKey)
 	}
-	before, _ := db.InstanceGet(snapshots)
-	list, _ := before.([]snapshot)
 	b.restore(db, list)
+}
+
+// sendCreated sends the events of a create, or leaves them to the statement that
+// it is part of.
+func (b *binding) sendCreated(db *gorm.DB, created []snapshot) {
+	if b.onEvent == nil || db.DryRun {
+		return
+	}
+	box := &outbox{}
+	if limited, ok := db.InstanceGet(outboxKey); ok {
+		box = limited.(*outbox)
+	}
+	for _, s := range created {
+		box.events = append(box.events, b.event(EventCreated, s.value, nowOf(db), ""))
+	}
+	events := box.after(db.Error)
+	if a := b.around(db); a != nil {
+		a.box.events = append(a.box.events, events...)
+		return
+	}
+	b.send(db, events...)
 }
 
 func (b *binding) restore(db *gorm.DB, list []snapshot) {
@@ -250,6 +276,7 @@ func (b *binding) restore(db *gorm.DB, list []snapshot) {
 type around struct {
 	stmt *gorm.Statement
 	list []snapshot
+	box  outbox
 }
 
 func (b *binding) beginAround(db *gorm.DB) {
@@ -270,7 +297,10 @@ func (b *binding) endAround(db *gorm.DB) {
 	_, within := db.Statement.ConnPool.(gorm.TxCommitter)
 	if db.Error != nil && (within || !db.SkipDefaultTransaction) { // else they are stored
 		b.restore(db, a.list)
+		b.send(db, a.box.after(db.Error)...)
+		return
 	}
+	b.send(db, a.box.events...)
 }
 
 func (b *binding) around(db *gorm.DB) *around {
@@ -377,15 +407,14 @@ func (b *binding) fill(db *gorm.DB, v reflect.Value, now time.Time) error {
 	if err := b.fillOwner(db, v); err != nil {
 		return err
 	}
-	switch {
-	case base.Token == "":
-		base.Token = b.format.newToken()
-	case !b.format.matches(string(base.Token)):
+	if base.Token != "" && !b.format.matches(string(base.Token)) {
 		return fmt.Errorf("%w: Token is not of the plugin's own format: leave it empty", ErrInvalidValue)
 	}
-	base.TokenDigest = b.hashers[0].Digest(string(base.Token))
-	if n := len(base.TokenDigest); n > maxDigest {
-		return fmt.Errorf("%w: Config.Hashers[0] made a digest of %d bytes, at most %d fit", ErrInvalidValue, n, maxDigest)
+	if base.Token == "" {
+		base.Token = b.format.newToken()
+	}
+	if err := b.digestToken(base); err != nil {
+		return err
 	}
 	if base.ID == uuid.Nil {
 		id, err := uuid.NewV7()
@@ -407,6 +436,15 @@ func (b *binding) fill(db *gorm.DB, v reflect.Value, now time.Time) error {
 		value, zero := f.ValueOf(db.Statement.Context, v)
 		return value, !zero
 	})
+}
+
+// digestToken makes base's digest that of its token.
+func (b *binding) digestToken(base *Base) error {
+	base.TokenDigest = b.hashers[0].Digest(string(base.Token))
+	if n := len(base.TokenDigest); n > maxDigest {
+		return fmt.Errorf("%w: Config.Hashers[0] made a digest of %d bytes, at most %d fit", ErrInvalidValue, n, maxDigest)
+	}
+	return nil
 }
 
 func (b *binding) fillOwner(db *gorm.DB, v reflect.Value) error {
@@ -603,17 +641,21 @@ func (b *binding) beforeDelete(db *gorm.DB) {
 	}
 }
 
-// afterOwnerDelete deletes the sessions of an owner that GORM deleted, where no
-// foreign key does: SQLite enforces them only on connections opened with
-// _foreign_keys=on, and an application may have told GORM to make none.
-func (b *binding) afterOwnerDelete(db *gorm.DB) {
+// afterDelete deletes the sessions of an owner that GORM deleted, and the retired
+// tokens of sessions, where no foreign key does: SQLite enforces them only on
+// connections opened with _foreign_keys=on, and an application may have told GORM
+// to make none.
+func (b *binding) afterDelete(db *gorm.DB) {
 	stmt := db.Statement
-	if db.Error != nil || db.DryRun || b.owner == nil || stmt.Schema == nil || db.RowsAffected == 0 ||
-		stmt.Schema.ModelType != b.owner.FieldSchema.ModelType {
+	if db.Error != nil || db.DryRun || stmt.Schema == nil || db.RowsAffected == 0 {
+		return
+	}
+	owner := b.owner != nil && stmt.Schema.ModelType == b.owner.FieldSchema.ModelType
+	if !owner && !b.mine(stmt) {
 		return
 	}
 	tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: true})
-	if !tx.DisableForeignKeyConstraintWhenMigrating && !tx.IgnoreRelationshipsWhenMigrating {
+	if keysWanted(tx) {
 		if tx.Name() != "sqlite" {
 			return
 		}
@@ -622,10 +664,23 @@ func (b *binding) afterOwnerDelete(db *gorm.DB) {
 			return
 		}
 	}
+	if !owner {
+		if _, gone := db.Get(retiredGone); gone {
+			return
+		}
+		_ = db.AddError(tx.Exec("DELETE FROM ? WHERE NOT EXISTS (SELECT 1 FROM ? WHERE ? = session_id)", b.retiredTable(),
+			clause.Table{Name: b.schema.Table}, clause.Column{Table: b.schema.Table, Name: b.id.DBName}).Error)
+		return
+	}
 	owners := tx.Unscoped().Model(reflect.New(stmt.Schema.ModelType).Interface()).
 		Select("1").Where("? = ?", clause.Column{Table: b.schema.Table, Name: b.ownerID.DBName}, at(b.owner.References[0].PrimaryKey))
 	orphans := tx.Unscoped().Where("NOT EXISTS (?)", owners).Delete(reflect.New(b.schema.ModelType).Interface())
 	_ = db.AddError(orphans.Error)
+}
+
+// keysWanted reports whether the application lets GORM make foreign keys.
+func keysWanted(db *gorm.DB) bool {
+	return !db.DisableForeignKeyConstraintWhenMigrating && !db.IgnoreRelationshipsWhenMigrating
 }
 
 // required are the columns that every create must store.

@@ -20,7 +20,8 @@ import (
 const lockWait = time.Minute
 
 // Migrate creates what the model needs and the database lacks: the sessions'
-// table, its columns, indexes, checks and foreign keys; the owner's table where
+// table, its columns, indexes, checks and foreign keys; beside it the table of
+// the tokens that Rotate replaced, of the same name with _retired_tokens; the owner's table where
 // there is none (an existing one is never altered); on PostgreSQL the schema that
 // a TableName names. It changes no column that is there; for another type or size
 // write a migration. Registering the plugin has done all this already, unless
@@ -40,7 +41,8 @@ func (p *Plugin[T]) Migrate(ctx context.Context) error {
 	return wrap("migrate", c.migrate(p.bare(c)))
 }
 
-// Drop removes the sessions' table, with all sessions: Migrate's way back. The
+// Drop removes the sessions' table and that of the retired tokens, with all
+// sessions: Migrate's way back. The
 // owner's table stays.
 func (p *Plugin[T]) Drop(ctx context.Context) error {
 	c, err := p.begin(ctx)
@@ -48,7 +50,12 @@ func (p *Plugin[T]) Drop(ctx context.Context) error {
 		return err
 	}
 	return wrap("drop", exclusively(p.bare(c), func(tx *gorm.DB) error {
-		return tx.Exec("DROP TABLE IF EXISTS ?", clause.Table{Name: c.schema.Table}).Error
+		for _, table := range []clause.Table{c.retiredTable(), {Name: c.schema.Table}} {
+			if err := tx.Exec("DROP TABLE IF EXISTS ?", table).Error; err != nil {
+				return err
+			}
+		}
+		return nil
 	}))
 }
 
@@ -96,15 +103,19 @@ func (b *binding) createMissing(tx *gorm.DB) error {
 		return err
 	}
 	if !tx.Migrator().HasTable(b.value()) {
-		return tx.Migrator().CreateTable(b.value())
+		if err := tx.Migrator().CreateTable(b.value()); err != nil {
+			return err
+		}
+	} else if err := b.complete(tx); err != nil {
+		return err
 	}
-	return b.complete(tx)
+	return b.createRetired(tx)
 }
 
 // referred names a table that the sessions' own associations refer to and that
 // is not there. The databases' errors do not, or come much later.
 func (b *binding) referred(tx *gorm.DB) error {
-	if _, dry := tx.Statement.ConnPool.(printer); dry || tx.DisableForeignKeyConstraintWhenMigrating || tx.IgnoreRelationshipsWhenMigrating {
+	if _, dry := tx.Statement.ConnPool.(printer); dry || !keysWanted(tx) {
 		return nil
 	}
 	for _, rel := range b.schema.Relationships.Relations {
@@ -164,7 +175,7 @@ func (b *binding) constrain(tx *gorm.DB) error {
 			create = append(create, name)
 		}
 	}
-	if !tx.DisableForeignKeyConstraintWhenMigrating && !tx.IgnoreRelationshipsWhenMigrating {
+	if keysWanted(tx) {
 		for _, name := range b.strayKeys {
 			if m.HasConstraint(session, name) {
 				drop = append(drop, name)
@@ -298,8 +309,10 @@ func (b *binding) fitDialect() error {
 			}
 		}
 	}()
+	b.indexRevoked()
 	switch b.root.Name() {
 	case "postgres":
+		b.skipLocked = true
 		b.id.DataType = "uuid"
 		for _, c := range b.base() { // six digits are its own precision
 			(*c.field).Precision = 0
@@ -313,6 +326,7 @@ func (b *binding) fitDialect() error {
 		if hasUUID(version) {
 			b.id.DataType = "uuid"
 		}
+		b.skipLocked = hasSkipLocked(version)
 		at, ok := moment.(time.Time)
 		if !ok {
 			return errors.New("gormsessions: the MySQL connection does not read times: add parseTime=true to its DSN")
@@ -322,6 +336,16 @@ func (b *binding) fitDialect() error {
 		}
 	}
 	return nil
+}
+
+// indexRevoked keeps the index that Prune finds revoked sessions by to those, where
+// the database can: the others then pay nothing for it.
+func (b *binding) indexRevoked() {
+	if name := b.root.Name(); name != "postgres" && name != "sqlite" {
+		return
+	}
+	condition := b.root.Statement.Quote(clause.Column{Name: b.revokedAt.DBName}) + " IS NOT NULL"
+	b.revokedAt.Tag = reflect.StructTag(fmt.Sprintf("gorm:%q", strings.TrimSuffix(b.revokedAt.Tag.Get("gorm"), ";index")+";index:,where:"+condition))
 }
 
 // askMySQL asks a server for its version, and the connection for a time.
@@ -342,9 +366,22 @@ func askMySQL(db *gorm.DB) (version string, moment any, err error) {
 // hasUUID reports whether a server of MySQL's kind has the type uuid: MariaDB
 // from 10.7 on, and MySQL not.
 func hasUUID(version string) bool {
-	var major, minor int
-	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
-	return err == nil && strings.Contains(version, "MariaDB") && (major > 10 || major == 10 && minor >= 7)
+	return strings.Contains(version, "MariaDB") && versionFrom(version, 10, 7)
+}
+
+// hasSkipLocked reports whether it knows FOR UPDATE SKIP LOCKED: MariaDB from
+// 10.6 on, and MySQL from 8.0.
+func hasSkipLocked(version string) bool {
+	if strings.Contains(version, "MariaDB") {
+		return versionFrom(version, 10, 6)
+	}
+	return versionFrom(version, 8, 0)
+}
+
+func versionFrom(version string, major, minor int) bool {
+	var a, b int
+	_, err := fmt.Sscanf(version, "%d.%d", &a, &b)
+	return err == nil && (a > major || a == major && b >= minor)
 }
 
 func clocksChange(zone *time.Location) bool {
@@ -364,7 +401,11 @@ func exclusively(db *gorm.DB, fn func(tx *gorm.DB) error) (err error) {
 		return fn(printing(db))
 	}
 	defer func() { // drivers say in many words that a context has ended
-		if ended := db.Statement.Context.Err(); err != nil && ended != nil && !errors.Is(err, ended) {
+		ended := db.Statement.Context.Err()
+		if deadline, ok := db.Statement.Context.Deadline(); ok && ended == nil && !time.Now().Before(deadline) {
+			ended = context.DeadlineExceeded // its timer is a little late
+		}
+		if err != nil && ended != nil && !errors.Is(err, ended) {
 			err = fmt.Errorf("%w: %w", ended, err)
 		}
 	}()

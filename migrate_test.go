@@ -20,6 +20,17 @@ func TestMySQLServers(t *testing.T) {
 	}
 }
 
+// TestMySQLSkipLocked: MariaDB leaves out locked rows from 10.6 on, MySQL from 8.0.
+func TestMySQLSkipLocked(t *testing.T) {
+	for version, want := range map[string]bool{
+		"8.0.36": true, "9.1.0-log": true, "5.7.44": false, "": false, "10.5.27-MariaDB": false, "10.6.18-MariaDB": true, "11.4.2-MariaDB": true,
+	} {
+		if got := gormsessions.HasSkipLocked(version); got != want {
+			t.Errorf("%q: got %v, want %v", version, got, want)
+		}
+	}
+}
+
 func TestClocksChange(t *testing.T) {
 	for name, want := range map[string]bool{"UTC": false, "Asia/Shanghai": false, "America/New_York": true, "Australia/Sydney": true} {
 		zone, err := time.LoadLocation(name)

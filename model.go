@@ -49,12 +49,13 @@ type Base struct {
 	// written to logs. Default: made on create.
 	ID uuid.UUID `gorm:"primaryKey;<-:create;not null"`
 
-	// Token is the secret, on a value that was just created, and nowhere else:
-	// string(s.Token) is the only copy. It has no column. Leave it empty on
+	// Token is the secret, on a value that was just created or rotated, and
+	// nowhere else: string(s.Token) is the only copy. It has no column. Leave it empty on
 	// create.
 	Token Token `gorm:"-"`
 
-	// TokenDigest is what the database keeps of the token.
+	// TokenDigest is what the database keeps of the token; on a value that was
+	// found by a token which Rotate has replaced, that one's.
 	TokenDigest Digest `gorm:"<-:create;not null;size:64;uniqueIndex"`
 
 	// Data is the application's own; nil is stored as {}. Numbers come back as
@@ -80,12 +81,11 @@ type Base struct {
 	LastUsedAt *time.Time `gorm:"<-:create;precision:6"`
 
 	// AuthenticatedAt is when the person last proved who they are. Default:
-	// the creation. It is not changed afterwards: after a new proof, create a
-	// new session.
+	// the creation; Reauthenticate makes it now.
 	AuthenticatedAt time.Time `gorm:"<-:create;not null;precision:6"`
 
 	// RevokedAt is when the session was ended on purpose, RevokedReason why.
-	RevokedAt     *time.Time `gorm:"<-:create;precision:6"`
+	RevokedAt     *time.Time `gorm:"<-:create;precision:6;index"`
 	RevokedReason string     `gorm:"<-:create;not null;size:255"`
 
 	CreatedAt time.Time `gorm:"<-:create;not null;precision:6"`
@@ -237,8 +237,27 @@ func (d *Digest) Scan(value any) error {
 var (
 	// ErrNoSession says that there is no such session: the token is unknown,
 	// malformed, expired or revoked, all the same. It matches
-	// gorm.ErrRecordNotFound. From Authenticate, Lookup, Get, Extend, SetExpiry.
+	// gorm.ErrRecordNotFound. From Authenticate, Lookup, Get, Extend, SetExpiry,
+	// Rotate, Reauthenticate.
 	ErrNoSession error = noSession{}
+
+	// ErrReused: a token that Rotate replaced was presented after its grace, so
+	// somebody else has it too. Authenticate has revoked the session, with the
+	// reason "reuse", if it was not revoked already; Lookup has not. It matches
+	// ErrNoSession. From Authenticate and Lookup.
+	ErrReused error = endedFor("gormsessions: a token that was rotated away came back: its session is revoked")
+
+	// ErrRotated: another call has rotated the session since this value was
+	// loaded (its answer carries the new token), or given it another hasher's
+	// digest (the token stays). It matches ErrNoSession, but the
+	// client is signed in: leave its cookie as it is. From Rotate and
+	// Reauthenticate.
+	ErrRotated error = endedFor("gormsessions: another call has rotated the session: its answer carries the new token")
+
+	// ErrTooManySessions: the owner has MaxPerOwner active sessions already (with
+	// Reject), or one statement would create more of them. From creates, and from
+	// SetExpiry where it would revalidate one.
+	ErrTooManySessions = errors.New("gormsessions: the owner has as many active sessions as Config.MaxPerOwner allows")
 
 	// ErrNotRegistered: the plugin was not registered with db.Use, or With was
 	// given a *gorm.DB that it is not registered on. From every method.
@@ -249,7 +268,8 @@ var (
 	ErrZeroOwner = errors.New("gormsessions: the owner is nil, not saved yet, or has a zero key")
 
 	// ErrWrongOwner: the owner is of another model, or the key of another type,
-	// than the session's. From creates, ForUser and ForOwner.
+	// than the session's; with MaxPerOwner on MySQL, the owner is not stored. From
+	// creates, ForUser and ForOwner.
 	ErrWrongOwner = errors.New("gormsessions: the owner does not fit the session's model")
 
 	// ErrUnknownField: Where was given a name that is no column of the model.
@@ -283,3 +303,11 @@ type noSession struct{}
 
 func (noSession) Error() string        { return "gormsessions: no such session" }
 func (noSession) Is(target error) bool { return target == gorm.ErrRecordNotFound }
+
+// endedFor is a kind of ErrNoSession that says more.
+type endedFor string
+
+func (e endedFor) Error() string { return string(e) }
+func (endedFor) Is(target error) bool {
+	return target == ErrNoSession || target == gorm.ErrRecordNotFound
+}

@@ -42,6 +42,7 @@ import (
 	"github.com/google/uuid"
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
+	"gorm.io/gorm/schema"
 )
 
 // Plugin manages the sessions of one model T. Register it with db.Use; until
@@ -75,6 +76,14 @@ type binding struct {
 	touch    time.Duration
 	foreign  bool
 
+	maxPerOwner int // 0: no limit
+	onLimit     LimitPolicy
+	grace       time.Duration
+	retention   time.Duration
+	onEvent     func(context.Context, Event)
+
+	endedBy    []*schema.Field
+	skipLocked bool // the database knows FOR UPDATE SKIP LOCKED
 	registered []callback
 	strayKeys  []string // foreign keys that GORM may have made beside the one
 }
@@ -156,11 +165,28 @@ func bind(c *core, db *gorm.DB) (*binding, error) {
 		idleTime: c.config.idleTimeout(),
 		touch:    c.config.touchInterval(),
 		foreign:  c.config.AcceptForeign,
+
+		maxPerOwner: c.config.MaxPerOwner,
+		onLimit:     c.config.OnLimit,
+		grace:       c.config.rotationGrace(),
+		retention:   c.config.Retention,
+		onEvent:     c.config.OnEvent,
 	}
 	if c.config.AbsoluteTimeout != Never {
 		b.lifetime = c.config.AbsoluteTimeout
 	}
-	return b, b.fitDialect()
+	if err := b.checkLimit(); err != nil {
+		return nil, err
+	}
+	if name := b.retiredTable().Name[strings.LastIndexByte(b.retiredTable().Name, '.')+1:]; len(name) > maxName {
+		return nil, fmt.Errorf("gormsessions: the table %s, beside that of %s, has a name of %d bytes, and databases take %d: give %s a shorter TableName",
+			name, b.schema.Name, len(name), maxName, b.schema.Name)
+	}
+	if err := b.fitDialect(); err != nil {
+		return nil, err
+	}
+	b.endedBy = b.findEndedBy()
+	return b, nil
 }
 
 // registered is a Plugin of any T, as GORM's list of plugins holds it.
@@ -211,7 +237,8 @@ func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 		}
 		db = p.tx
 	}
-	db = db.Session(&gorm.Session{Context: ctx, QueryFields: true}).Model(new(T))
+	// Clauses first: a hook's *gorm.DB still holds the statement that ran the hook.
+	db = db.Clauses().Session(&gorm.Session{Context: ctx, QueryFields: true}).Model(new(T))
 	if _, replica := db.Get(readReplica); !replica {
 		db = db.Set(readPrimary, struct{}{})
 	}
@@ -233,7 +260,19 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 	if session == nil {
 		return errNilSession
 	}
-	return wrap("create", c.db.Create(session).Error)
+	if c.inTransaction() || c.db.SkipDefaultTransaction && c.maxPerOwner == 0 {
+		return wrap("create", c.db.Create(session).Error)
+	}
+	// GORM's own transaction would stay open if a hook panicked.
+	before := *session
+	err = c.retry(func() error {
+		err := c.transaction(func(c call) error { return c.db.Create(session).Error }, c.isolation()...)
+		if err != nil {
+			*session = before
+		}
+		return err
+	})
+	return wrap("create", err)
 }
 
 // Authenticate returns the active session of a token, or [ErrNoSession]. It
@@ -256,37 +295,52 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 	if err != nil {
 		return nil, err
 	}
-	session, err := p.lookup(c, digests, scopes)
+	session, retired, err := p.findOrEnd(c, digests, scopes)
 	if err != nil {
 		return nil, wrap("authenticate", err)
 	}
 	base, now := sessionIn(session), nowOf(c.db)
-	aged := c.touch != Never && !bytes.Equal(base.TokenDigest, digests[0])
+	defer func() { retired.presented(base) }()
+	digest := base.TokenDigest
+	if retired == nil && c.touch != Never {
+		digest = digests[0]
+	}
+	aged := !bytes.Equal(base.TokenDigest, digest)
 	if !aged && !c.due(base, now) {
 		return session, nil
 	}
-	won, err := c.use(base, now, digests[0], !aged)
+	won, err := c.use(base, now, digest, !aged)
 	switch {
 	case err != nil && (ctx.Err() != nil || c.inTransaction()):
 		return nil, wrap("authenticate", err)
 	case err != nil:
 		c.db.Logger.Warn(ctx, "gormsessions: session %s is active, but noting its use failed: %v", base.ID, err)
 	case won:
+		c.send(c.db, c.eventOf(EventExtended, session, now, ""))
 		return session, nil
 	}
 	// Somebody else may have written it in between: what they left counts.
-	session, err = p.lookup(c.current(), digests, scopes)
-	return session, wrap("authenticate", err)
+	session, retired, err = p.findOrEnd(c.current(), digests, scopes)
+	if err != nil {
+		return nil, wrap("authenticate", err)
+	}
+	base = sessionIn(session)
+	return session, nil
 }
 
-// Lookup is Authenticate without any write.
+// Lookup is Authenticate without any write: a token that was rotated away and has
+// had its grace is [ErrReused], but its session is not revoked.
 func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (*T, error) {
 	c, digests, err := p.present(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	session, err := p.lookup(c, digests, scopes)
-	return session, wrap("lookup", err)
+	session, retired, err := p.find(c, digests, scopes)
+	if err != nil {
+		return nil, wrap("lookup", err)
+	}
+	retired.presented(sessionIn(session))
+	return session, nil
 }
 
 // present begins a call that a token is presented to. One that cannot be valid
@@ -304,12 +358,35 @@ func (p *Plugin[T]) present(ctx context.Context, token string) (call, digests, e
 	return c, digests, err
 }
 
-func (p *Plugin[T]) lookup(c call, digests digests, scopes []Scope) (*T, error) {
+// findOrEnd is find, and revokes a session whose earlier token came back.
+func (p *Plugin[T]) findOrEnd(c call, digests digests, scopes []Scope) (*T, *retiredToken, error) {
+	session, retired, err := p.find(c, digests, scopes)
+	if err == ErrReused {
+		err = p.reused(c, session)
+	}
+	return session, retired, err
+}
+
+// find looks up the active session of a token, and that token if it was rotated
+// away. A session that comes with ErrReused is to be revoked.
+func (p *Plugin[T]) find(c call, digests digests, scopes []Scope) (*T, *retiredToken, error) {
+	session, err := p.lookup(c, c.digestIn(digests), scopes)
+	if err == nil && !digests.hold(sessionIn(session).TokenDigest) {
+		err = ErrNoSession
+	}
+	if err == ErrNoSession {
+		return p.afterRotation(c, digests, scopes)
+	}
+	return session, nil, err
+}
+
+// lookup takes the active session that is meets, within the scopes.
+func (p *Plugin[T]) lookup(c call, is clause.Expression, scopes []Scope) (*T, error) {
 	db, now := c.db, nowOf(c.db)
 	for _, scope := range scopes {
 		db = scope(db)
 	}
-	session, stmt, err := p.take(and(and(db.Clauses(), c.digestIn(digests)), c.active(now)))
+	session, stmt, err := p.take(and(and(db.Clauses(), is), c.active(now)))
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +394,7 @@ func (p *Plugin[T]) lookup(c call, digests digests, scopes []Scope) (*T, error) 
 	if where, ok := stmt.Clauses["WHERE"].Expression.(clause.Where); !ok || slices.ContainsFunc(where.Exprs, alternative) {
 		return nil, fmt.Errorf("%w: a scope with an Or of its own cannot be used here", ErrInvalidValue)
 	}
-	if base := sessionIn(session); !digests.hold(base.TokenDigest) || !base.activeAt(now) {
+	if !sessionIn(session).activeAt(now) {
 		return nil, ErrNoSession
 	}
 	return session, nil
@@ -373,11 +450,16 @@ func (p *Plugin[T]) Count(ctx context.Context, scopes ...Scope) (int64, error) {
 // fixed expiry stays. The value then has the times that are stored.
 // [ErrNoSession] if the session has ended.
 func (p *Plugin[T]) Extend(ctx context.Context, session *T) error {
-	return p.rewrite(ctx, "extend", session, func(c call, base *Base, now time.Time) (bool, error) {
+	return p.rewrite(ctx, "extend", session, func(c call, row *T, now time.Time) (bool, error) {
+		base := sessionIn(row)
 		if !base.activeAt(now) {
 			return false, ErrNoSession
 		}
-		return c.use(base, now, base.TokenDigest, false)
+		won, err := c.use(base, now, base.TokenDigest, false)
+		if won {
+			c.send(c.db, c.eventOf(EventExtended, row, now, ""))
+		}
+		return won, err
 	})
 }
 
@@ -391,23 +473,42 @@ func (p *Plugin[T]) SetExpiry(ctx context.Context, session *T, expiresAt *time.T
 	if err != nil {
 		return err
 	}
-	return p.rewrite(ctx, "set expiry", session, func(c call, base *Base, now time.Time) (bool, error) {
+	return p.rewrite(ctx, "set expiry", session, func(c call, row *T, now time.Time) (won bool, err error) {
+		base := sessionIn(row)
 		if base.RevokedAt != nil {
 			return false, ErrNoSession
 		}
 		next := *base
 		next.ExpiresAt, next.IdleTimeout, next.UpdatedAt = expiry, 0, now
 		next.capExpiry()
-		return c.write(base, next, clause.Set{
-			{Column: column(c.expiresAt), Value: next.ExpiresAt},
-			{Column: column(c.idle), Value: next.IdleTimeout},
-		}, clause.Eq{Column: at(c.revokedAt), Value: nil})
+		write := func(c call) error {
+			var err error
+			won, err = c.write(base, next, clause.Set{
+				{Column: column(c.expiresAt), Value: next.ExpiresAt},
+				{Column: column(c.idle), Value: next.IdleTimeout},
+			}, c.notRevoked())
+			if won {
+				c.send(c.db, c.eventOf(EventExtended, row, now, ""))
+			}
+			return err
+		}
+		if c.maxPerOwner > 0 && !base.activeAt(now) && next.activeAt(now) {
+			err = c.transaction(func(c call) error {
+				if err := c.makeRoomFor(row, next, now); err != nil {
+					return err
+				}
+				return write(c)
+			}, c.isolation()...)
+			return won, err
+		}
+		err = write(c)
+		return won, err
 	})
 }
 
 // rewrite changes one session by a guarded write: the stored row is read, and
 // read again if somebody else changed it in between.
-func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write func(call, *Base, time.Time) (bool, error)) error {
+func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write func(call, *T, time.Time) (bool, error)) error {
 	c, err := p.begin(ctx)
 	if err != nil {
 		return err
@@ -424,13 +525,19 @@ func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write fu
 		if err != nil {
 			return wrap(op, err)
 		}
-		current := sessionIn(row)
-		won, err := write(c, current, nowOf(c.db))
-		if err != nil {
+		won, err := write(c, row, nowOf(c.db))
+		if err != nil && (c.inTransaction() || !deadlocked(err)) {
 			return wrap(op, err)
 		}
-		if won {
-			current.Token, current.Data = base.Token, base.Data
+		if err == nil && won {
+			current := sessionIn(row)
+			current.Data = base.Data
+			if current.Token == "" { // not rotated now
+				current.Token = base.Token
+				if len(base.TokenDigest) > 0 && !bytes.Equal(base.TokenDigest, current.TokenDigest) {
+					current.TokenDigest, current.AuthenticatedAt = base.TokenDigest, base.AuthenticatedAt
+				}
+			}
 			*base = *current
 			return nil
 		}
@@ -464,13 +571,64 @@ func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) 
 	if err != nil {
 		return 0, wrap("revoke", err)
 	}
-	now := nowOf(c.db)
-	rows, err := c.update(c.db.Unscoped().Where(where).Where(clause.Eq{Column: at(c.revokedAt), Value: nil}), clause.Set{
-		{Column: column(c.revokedAt), Value: now},
-		{Column: column(c.revokedReason), Value: reason},
-		{Column: column(c.updatedAt), Value: now},
+	var rows int64
+	err = c.retry(func() error {
+		rows, err = c.end(where, reason, nowOf(c.db))
+		return err
 	})
 	return rows, wrap("revoke", err)
+}
+
+// end revokes the sessions that are not, and says so: to name them, they are read
+// first.
+func (c call) end(where clause.Expression, reason string, now time.Time) (rows int64, err error) {
+	still := c.notRevoked()
+	revoke := func(c call, where clause.Expression) error {
+		n, err := c.update(c.db.Unscoped().Where(where).Where(still), clause.Set{
+			{Column: column(c.revokedAt), Value: now},
+			{Column: column(c.revokedReason), Value: reason},
+			{Column: column(c.updatedAt), Value: now},
+		})
+		rows += n
+		return err
+	}
+	if c.onEvent == nil {
+		err = revoke(c, where)
+		return rows, err
+	}
+	err = c.transaction(func(c call) error {
+		rows = 0 // of a try before
+		if err := c.lockWrites(); err != nil {
+			return err
+		}
+		columns := []string{c.id.DBName}
+		if c.ownerID != nil {
+			columns = append(columns, c.ownerID.DBName)
+		}
+		asked := c.db.Session(&gorm.Session{SkipHooks: true}).Unscoped().Select(columns).Where(where).Where(still).Order(clause.OrderByColumn{Column: at(c.id)})
+		if c.db.Name() != "sqlite" {
+			asked = asked.Clauses(clause.Locking{Strength: "UPDATE"})
+		}
+		list := reflect.New(reflect.SliceOf(c.schema.ModelType))
+		if err := asked.Find(list.Interface()).Error; err != nil {
+			return err
+		}
+		ids := make([]any, list.Elem().Len())
+		for i := range ids {
+			ids[i] = sessionAt(list.Elem().Index(i)).ID
+			c.send(c.db, c.event(EventRevoked, list.Elem().Index(i), now, reason))
+		}
+		for some := range slices.Chunk(ids, 1000) { // databases limit the parameters of a statement
+			if err := revoke(c, clause.IN{Column: at(c.id), Values: some}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		rows = 0
+	}
+	return rows, err
 }
 
 // conditions is what scopes ask for. That is only known once GORM has run them
@@ -525,6 +683,24 @@ func (p *Plugin[T]) take(db *gorm.DB) (*T, *gorm.Statement, error) {
 	}
 	sessionIn(session).inUTC()
 	return session, stmt, nil
+}
+
+// retry runs fn again when the database ended it for a deadlock with another, which
+// is over then. In a transaction of the caller's that is the caller's to do.
+func (c call) retry(fn func() error) error {
+	for range 4 {
+		if err := fn(); err == nil || !deadlocked(err) || c.inTransaction() {
+			return err
+		}
+	}
+	return fn()
+}
+
+// deadlocked recognises the SQLSTATEs of PostgreSQL and MySQL for a transaction that
+// was ended for the sake of another.
+func deadlocked(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "SQLSTATE 40P01") || strings.Contains(text, "SQLSTATE 40001") || strings.Contains(text, "(40001)")
 }
 
 func (c call) inTransaction() bool {
@@ -585,7 +761,7 @@ func (c call) use(base *Base, now time.Time, digest Digest, once bool) (bool, er
 		}
 	}
 	guard := []clause.Expression{
-		c.active(now),
+		c.notRevoked(), c.notExpired(now),
 		c.digestIn(digests{base.TokenDigest}),
 		clause.Eq{Column: at(c.idle), Value: base.IdleTimeout},
 	}

@@ -40,6 +40,17 @@ func (c *columns) active(now time.Time) clause.Expression {
 	return unit("? IS NULL AND (? IS NULL OR ? > ?)", at(c.revokedAt), at(c.expiresAt), at(c.expiresAt), now)
 }
 
+// notRevoked and notExpired are active, as the guards of an UPDATE: written so that
+// MySQL does not look for the row by the index on revoked_at. It would lock all
+// that are not revoked.
+func (c *columns) notRevoked() clause.Expression {
+	return unit("COALESCE(?, NULL) IS NULL", at(c.revokedAt))
+}
+
+func (c *columns) notExpired(now time.Time) clause.Expression {
+	return unit("? IS NULL OR ? > ?", at(c.expiresAt), at(c.expiresAt), now)
+}
+
 // Expired limits to sessions whose expiry has come, revoked ones among them.
 func Expired(db *gorm.DB) *gorm.DB {
 	return limit(db, func(c *columns) (clause.Expression, error) {
@@ -77,7 +88,8 @@ func ForOwner(owner any) Scope {
 }
 
 // WithToken limits to the session of a token, in whatever state. A malformed
-// token matches nothing and is no error.
+// token matches nothing and is no error; neither is one that Rotate has replaced,
+// also within its grace: [Plugin.Authenticate] knows its session.
 func WithToken(token string) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
@@ -120,6 +132,17 @@ func Except(session Model) Scope {
 				return nil, fmt.Errorf("%w: Except was given a %v", ErrNotModel, model)
 			}
 			return exception{unit("? <> ?", at(c.id), base.ID)}, nil
+		})
+	}
+}
+
+// UnusedSince limits to the sessions that were neither created nor used since t, to
+// within Config.TouchInterval: the devices that somebody has forgotten, or the
+// sessions that still have the digest of an earlier hasher.
+func UnusedSince(t time.Time) Scope {
+	return func(db *gorm.DB) *gorm.DB {
+		return limit(db, func(c *columns) (clause.Expression, error) {
+			return unit("COALESCE(?, ?) < ?", at(c.lastUsedAt), at(c.createdAt), stored(t)), nil
 		})
 	}
 }

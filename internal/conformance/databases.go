@@ -24,7 +24,7 @@ type Database struct {
 	// Dialect returns a dialector for a new, empty database. It may be opened
 	// several times.
 	Dialect func(t testing.TB) gorm.Dialector
-	// Conns limits the pool; 0: no limit.
+	// Conns limits the pool; 0: no limit. (Servers have one, for all tests.)
 	Conns int
 	// Prepare, if set, is called with each *gorm.DB that is opened.
 	Prepare func(t testing.TB, db *gorm.DB, dialector gorm.Dialector)
@@ -68,7 +68,7 @@ func SQLiteMemory() Database {
 
 // PostgreSQL is the server that GORMSESSIONS_POSTGRES names.
 func PostgreSQL() Database {
-	return Database{Name: "postgres", Dialect: func(t testing.TB) gorm.Dialector {
+	return Database{Name: "postgres", Conns: 20, Dialect: func(t testing.TB) gorm.Dialector {
 		t.Helper()
 		dsn := setting("GORMSESSIONS_POSTGRES", "host=127.0.0.1 user=postgres dbname=test sslmode=disable")
 		name := unique()
@@ -90,7 +90,7 @@ func pgOption(dsn, name, value string) string {
 
 // MariaDB is the server that GORMSESSIONS_MYSQL names, MySQL as well.
 func MariaDB() Database {
-	return Database{Name: "mariadb", Dialect: func(t testing.TB) gorm.Dialector {
+	return Database{Name: "mariadb", Conns: 20, Dialect: func(t testing.TB) gorm.Dialector {
 		t.Helper()
 		dsn := setting("GORMSESSIONS_MYSQL", "root@tcp(127.0.0.1:3306)/test?parseTime=true")
 		name := unique()
@@ -137,9 +137,9 @@ func unique() string { return "gormsessions_" + strings.ToLower(rand.Text()[:12]
 // Long reports whether the long counts are asked for: CI sets GORMSESSIONS_LONG.
 func Long() bool { return os.Getenv("GORMSESSIONS_LONG") != "" }
 
-// count is few rounds, or many in a long run.
-func count(few, many int) int {
-	if Long() {
+// count is few rounds, or many in a long run, which SQLite makes once, in a file.
+func (s suite) count(few, many int) int {
+	if Long() && s.Database.Name != "memory" {
 		return many
 	}
 	return few

@@ -44,7 +44,7 @@ func (s suite) life(t *testing.T) {
 			offset time.Duration
 			active bool
 		}{{-time.Hour, true}, {-time.Microsecond, true}, {-time.Nanosecond, true}, {0, false}, {time.Nanosecond, false}, {time.Microsecond, false}, {time.Hour, false}} {
-			e.clock.set(expiry.Add(at.offset))
+			e.clock.Set(expiry.Add(at.offset))
 			_, err := e.sessions.Authenticate(e.ctx, string(session.Token))
 			want(t, fmt.Sprint("Authenticate at ", at.offset), err == nil, at.active)
 			want(t, fmt.Sprint("Active at ", at.offset), e.count(gormsessions.Active) == 1, at.active)
@@ -75,10 +75,10 @@ func (s suite) life(t *testing.T) {
 			}
 			wantTime(t, "Deadline", row.Deadline, deadline)
 			if next := e.clock.Now().Add(7 * time.Minute); next.Before(*row.ExpiresAt) {
-				e.clock.set(next)
+				e.clock.Set(next)
 			}
 		}
-		e.clock.set(deadline)
+		e.clock.Set(deadline)
 		e.refused(session.Token)
 
 		created := e.sign(func(u *UserSession) {
@@ -96,14 +96,14 @@ func (s suite) life(t *testing.T) {
 		set := e.sign()
 		must(t, e.sessions.SetExpiry(e.ctx, set, &short))
 		for range 9 {
-			e.clock.advance(time.Minute)
+			e.clock.Advance(time.Minute)
 			for _, session := range []*UserSession{fixed, set} {
 				wantTime(t, "returned", e.authenticate(session).ExpiresAt, short)
 				must(t, e.sessions.Extend(e.ctx, session))
 				wantTime(t, "stored", e.row(session.ID).ExpiresAt, short)
 			}
 		}
-		e.clock.set(short)
+		e.clock.Set(short)
 		e.refused(fixed.Token)
 		e.refused(set.Token)
 		// Control: a sliding one is lengthened by the same reads.
@@ -117,7 +117,7 @@ func (s suite) life(t *testing.T) {
 		start := e.clock.Now()
 		writes := func(at time.Duration) int {
 			t.Helper()
-			e.clock.set(start.Add(at))
+			e.clock.Set(start.Add(at))
 			n := -1
 			for range 5 {
 				statements := e.log.since(func() { e.authenticate(session) })
@@ -141,14 +141,14 @@ func (s suite) life(t *testing.T) {
 		want(t, "first use", writes(0), 1)
 		want(t, "before half", writes(5*time.Minute-time.Microsecond), 0)
 		want(t, "at half", writes(5*time.Minute), 1)
-		e.clock.advance(10 * time.Minute)
+		e.clock.Advance(10 * time.Minute)
 		e.refused(session.Token)
 	})
 
 	t.Run("ReadsThatNeverWrite", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{TouchInterval: gormsessions.Never})
 		session := e.sign()
-		e.clock.advance(day)
+		e.clock.Advance(day)
 		statements := e.log.since(func() { e.authenticate(session) })
 		want(t, "statements with TouchInterval Never", len(statements), 1)
 		must(t, e.sessions.Extend(e.ctx, session))
@@ -156,7 +156,7 @@ func (s suite) life(t *testing.T) {
 
 		e = s.start(t, gormsessions.Config{})
 		session = e.sign()
-		e.clock.advance(day)
+		e.clock.Advance(day)
 		for range 3 {
 			statements := e.log.since(func() {
 				got, err := e.sessions.Lookup(e.ctx, string(session.Token), gormsessions.WithOwner)
@@ -172,7 +172,7 @@ func (s suite) life(t *testing.T) {
 		e := s.start(t, gormsessions.Config{IdleTimeout: gormsessions.Never})
 		session := e.sign()
 		want(t, "ExpiresAt", session.ExpiresAt, nil)
-		e.clock.advance(100 * 365 * day)
+		e.clock.Advance(100 * 365 * day)
 		wantTime(t, "LastUsedAt", e.authenticate(session).LastUsedAt, e.clock.Now())
 		must(t, e.sessions.Extend(e.ctx, session))
 		want(t, "ExpiresAt after use", e.row(session.ID).ExpiresAt, nil)
@@ -183,7 +183,7 @@ func (s suite) life(t *testing.T) {
 	t.Run("R16_OnlySetExpiryRevalidates", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
 		session := e.sign()
-		e.clock.advance(8 * day)
+		e.clock.Advance(8 * day)
 		e.refused(session.Token)
 		wantErr(t, "Extend", e.sessions.Extend(e.ctx, session), gormsessions.ErrNoSession)
 		e.refused(session.Token)
@@ -248,7 +248,7 @@ func (s suite) life(t *testing.T) {
 		must(t, e.sessions.SetExpiry(e.ctx, session, nil))
 		must(t, e.sessions.SetExpiry(e.ctx, session, nil)) // twice is as once
 		want(t, "never", e.row(session.ID).ExpiresAt, nil)
-		e.clock.advance(1000 * day)
+		e.clock.Advance(1000 * day)
 		e.authenticate(session)
 		wantErr(t, "year 10000", e.sessions.SetExpiry(e.ctx, session, ptr(time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC))), gormsessions.ErrInvalidValue)
 		wantErr(t, "nil", e.sessions.SetExpiry(e.ctx, nil, nil), gormsessions.ErrInvalidValue)
@@ -298,7 +298,7 @@ func (s suite) life(t *testing.T) {
 		e.authenticate(first)
 		e.authenticate(theirs)
 		at := e.clock.Now()
-		e.clock.advance(time.Minute)
+		e.clock.Advance(time.Minute)
 		n, err = e.sessions.Revoke(e.ctx, "again", gormsessions.WithID(second.ID))
 		must(t, err)
 		want(t, "twice", n, 0)
@@ -323,7 +323,7 @@ func (s suite) life(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
 		var made []*UserSession
 		for i := range 5 {
-			e.clock.advance(time.Minute)
+			e.clock.Advance(time.Minute)
 			made = append(made, e.sign(func(u *UserSession) { u.Device = fmt.Sprint(i % 2) }))
 		}
 		list, err := e.sessions.List(e.ctx, gormsessions.ForUser(&e.user))
@@ -382,7 +382,7 @@ func (s suite) life(t *testing.T) {
 		for _, p := range []*gormsessions.Plugin[UserSession]{
 			e.sessions.With(either), e.sessions.With(e.db.Scopes(func(db *gorm.DB) *gorm.DB { return db.Or("1 = 1") })),
 		} {
-			e.clock.advance(2 * time.Hour)
+			e.clock.Advance(2 * time.Hour)
 			_, _ = p.Authenticate(e.ctx, string(mine.Token))
 			_ = p.Extend(e.ctx, mine)
 			e.refused(theirs.Token)
@@ -419,7 +419,7 @@ func (s suite) life(t *testing.T) {
 		session := e.sign()
 		must(t, e.db.Transaction(func(tx *gorm.DB) error {
 			sessions := e.sessions.With(tx)
-			e.clock.advance(2 * time.Hour)
+			e.clock.Advance(2 * time.Hour)
 			_, err := sessions.Authenticate(e.ctx, string(session.Token), gormsessions.WithOwner)
 			must(t, err)
 			must(t, sessions.Extend(e.ctx, session))
@@ -558,30 +558,36 @@ func (s suite) races(t *testing.T) {
 	// Revoke against the extension that Authenticate and Extend make.
 	t.Run("R17_RevokeAgainstExtend", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{TouchInterval: time.Microsecond})
-		rounds := count(50, 2_000)
-		for range rounds {
-			session := e.sign()
+		const batch = 50
+		for range s.count(50, 100_000) / batch {
+			list := e.many(batch, e.clock.Now().Add(day))
+			e.exec("UPDATE {t} SET idle_timeout = ?", day)
+			e.clock.Advance(time.Second)
 			var wg sync.WaitGroup
-			e.clock.advance(time.Second)
-			wg.Go(func() { _, _ = e.sessions.Authenticate(e.ctx, string(session.Token)) })
-			wg.Go(func() { copied := *session; _ = e.sessions.Extend(e.ctx, &copied) })
-			wg.Go(func() {
-				if n, err := e.sessions.Revoke(e.ctx, "x", gormsessions.WithID(session.ID)); err != nil || n != 1 {
-					t.Errorf("Revoke: %d, %v", n, err)
-				}
-			})
-			wg.Wait()
-			if !e.row(session.ID).IsRevoked() {
-				t.Fatal("a revoked session was revived")
+			for i := range list {
+				v, copied := &list[i], list[i]
+				wg.Go(func() { _, _ = e.sessions.Authenticate(e.ctx, string(v.Token)) })
+				wg.Go(func() { _ = e.sessions.Extend(e.ctx, &copied) })
+				wg.Go(func() {
+					if n, err := e.sessions.Revoke(e.ctx, "x", gormsessions.WithID(v.ID)); err != nil || n != 1 {
+						t.Errorf("Revoke: %d, %v", n, err)
+					}
+				})
 			}
-			e.refused(session.Token)
+			wg.Wait()
+			want(t, "revived", e.count(gormsessions.Active), 0)
+			e.refused(list[0].Token)
+			e.exec("DELETE FROM {t}")
+			if t.Failed() {
+				return
+			}
 		}
 	})
 
 	t.Run("OneWritePerInterval", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
 		session := e.sign()
-		e.clock.advance(2 * time.Hour)
+		e.clock.Advance(2 * time.Hour)
 		now := e.clock.Now()
 		var wg sync.WaitGroup
 		var wrong atomic.Int32
@@ -637,7 +643,7 @@ func (s suite) races(t *testing.T) {
 		for name, scope := range map[string]gormsessions.Scope{
 			"Joins": func(db *gorm.DB) *gorm.DB { return db.Joins("Owner") }, "Distinct": func(db *gorm.DB) *gorm.DB { return db.Distinct() }, "WithOwner": gormsessions.WithOwner,
 		} {
-			e.clock.advance(2 * time.Hour)
+			e.clock.Advance(2 * time.Hour)
 			between(e, func() { e.exec("UPDATE {t} SET last_used_at = ? WHERE id = ?", e.clock.Now(), used.ID) })
 			got, err := e.sessions.Authenticate(e.ctx, string(used.Token), scope)
 			if err != nil {
@@ -667,9 +673,9 @@ func (s suite) races(t *testing.T) {
 
 	t.Run("SetExpiryAgainstUse", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{TouchInterval: time.Microsecond})
-		for range count(20, 500) {
+		for range s.count(20, 500) {
 			session := e.sign()
-			e.clock.advance(time.Second)
+			e.clock.Advance(time.Second)
 			expiry := e.clock.Now().Add(time.Minute)
 			var wg sync.WaitGroup
 			wg.Go(func() { _, _ = e.sessions.Authenticate(e.ctx, string(session.Token)) })

@@ -232,7 +232,7 @@ func (s suite) migrate(t *testing.T) {
 				t.Errorf("%s is %s, want %s", column, got, wanted)
 			}
 		}
-		for _, column := range []string{"OwnerID", "ExpiresAt", "TokenDigest", "Device"} {
+		for _, column := range []string{"OwnerID", "ExpiresAt", "RevokedAt", "TokenDigest", "Device"} {
 			want(t, "index on "+column, e.db.Migrator().HasIndex(&UserSession{}, column), true)
 		}
 	})
@@ -242,8 +242,11 @@ func (s suite) migrate(t *testing.T) {
 		if e.db.Name() != "mysql" {
 			t.Skip("MySQL has no type for UUIDs; MariaDB stands in")
 		}
+		e.exec("DROP TABLE {t}_retired_tokens")
 		e.exec("ALTER TABLE {t} MODIFY id char(36) character set ascii collate ascii_bin NOT NULL")
+		must(t, e.sessions.Migrate(e.ctx))
 		v := e.sign()
+		must(t, e.sessions.Rotate(e.ctx, v))
 		want(t, "ID", e.authenticate(v, gormsessions.WithOwner).ID, v.ID)
 		must(t, e.sessions.Extend(e.ctx, v))
 		var found UserSession
@@ -255,6 +258,11 @@ func (s suite) migrate(t *testing.T) {
 		if slices.ContainsFunc(statements, isDDL) {
 			t.Errorf("migrating runs %v", statements)
 		}
+	})
+
+	t.Run("LongName", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		wantText(t, "the other table's name", db.Use(gormsessions.New[LongNamed](gormsessions.Config{})), "_retired_tokens", "63", "shorter TableName")
 	})
 
 	t.Run("AddsAColumn", func(t *testing.T) {
@@ -317,7 +325,7 @@ func (s suite) migrate(t *testing.T) {
 		must(t, db.AutoMigrate(&User{}, &UserSession{}))
 		sessions := gormsessions.New[UserSession](gormsessions.Config{})
 		must(t, db.Use(sessions))
-		for _, column := range []string{"OwnerID", "ExpiresAt", "TokenDigest", "Device"} {
+		for _, column := range []string{"OwnerID", "ExpiresAt", "RevokedAt", "TokenDigest", "Device"} {
 			want(t, "index on "+column, db.Migrator().HasIndex(&UserSession{}, column), true)
 		}
 		// The next start, in the same order, has nothing to do with foreign keys.
@@ -470,7 +478,7 @@ func (s suite) migrate(t *testing.T) {
 		}
 		must(t, db.AutoMigrate(&User{}, &UserSession{}))
 		must(t, db.Exec("ALTER TABLE user_sessions RENAME TO old_sessions").Error)
-		must(t, db.Exec("DROP INDEX idx_user_sessions_token_digest, idx_user_sessions_expires_at, idx_user_sessions_owner_id, idx_user_sessions_device").Error)
+		must(t, db.Exec("DROP INDEX idx_user_sessions_token_digest, idx_user_sessions_expires_at, idx_user_sessions_revoked_at, idx_user_sessions_owner_id, idx_user_sessions_device").Error)
 		must(t, db.Use(gormsessions.New[UserSession](gormsessions.Config{})))
 		statements := log.since(func() {
 			must(t, s.again(t, dialect, c, log).Use(gormsessions.New[UserSession](gormsessions.Config{})))
@@ -597,13 +605,13 @@ func (s suite) times(t *testing.T) {
 		zones := []*time.Location{time.UTC, zoned(t), time.FixedZone("east", 14*3600), time.FixedZone("west", -12*3600)}
 		// Around both changes of New York's clocks in 2026.
 		for _, start := range []time.Time{time.Date(2026, 3, 8, 6, 20, 0, 0, time.UTC), time.Date(2026, 11, 1, 5, 20, 0, 0, time.UTC)} {
-			e.clock.set(start.In(zones[1]))
+			e.clock.Set(start.In(zones[1]))
 			sliding := e.sign()
 			expiry := start.Add(90 * time.Minute)
 			fixed := e.sign(func(u *UserSession) { u.ExpiresAt = ptr(expiry.In(zones[2])) })
 			for i := range 12 {
 				now := start.Add(time.Duration(i*10) * time.Minute)
-				e.clock.set(now.In(zones[i%len(zones)]))
+				e.clock.Set(now.In(zones[i%len(zones)]))
 				e.authenticate(sliding)
 				_, err := e.sessions.Authenticate(e.ctx, string(fixed.Token))
 				want(t, fmt.Sprint("fixed at ", now), err == nil, now.Before(expiry))
@@ -612,14 +620,14 @@ func (s suite) times(t *testing.T) {
 			row := e.row(fixed.ID)
 			wantTime(t, "ExpiresAt", row.ExpiresAt, expiry)
 			wantTime(t, "CreatedAt", &row.CreatedAt, start)
-			e.clock.advance(31 * time.Minute)
+			e.clock.Advance(31 * time.Minute)
 			e.refused(sliding.Token)
 		}
 	})
 
 	t.Run("R29_Microseconds", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{})
-		e.clock.set(time.Date(2026, 1, 2, 3, 4, 5, 987654321, time.FixedZone("x", 3600)))
+		e.clock.Set(time.Date(2026, 1, 2, 3, 4, 5, 987654321, time.FixedZone("x", 3600)))
 		v := e.sign(func(u *UserSession) { u.ExpiresAt = ptr(time.Date(2026, 6, 1, 0, 0, 0, 999999999, time.UTC)) })
 		for _, got := range []*UserSession{v, e.row(v.ID)} {
 			wantTime(t, "CreatedAt", &got.CreatedAt, time.Date(2026, 1, 2, 2, 4, 5, 987654000, time.UTC))
@@ -642,3 +650,8 @@ func (s suite) config(t *testing.T) {
 	}
 	must(t, db.Use(gormsessions.New[UserSession](gormsessions.Config{})))
 }
+
+// LongNamed has a table whose name leaves no room for another's.
+type LongNamed struct{ gormsessions.Base }
+
+func (LongNamed) TableName() string { return strings.Repeat("l", 49) }

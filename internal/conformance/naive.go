@@ -140,6 +140,18 @@ func (s suite) naive(t *testing.T) {
 		t.Logf("AutoMigrate alone: %d of 16 nodes failed", failed)
 	})
 
+	t.Run("R18_RotationWithoutAGuard", func(t *testing.T) {
+		v := sign(ada.ID)
+		won := 0
+		for _, token := range []string{"one", "another"} { // both read v before
+			digest := sha256.Sum256([]byte(token))
+			updated := db.Model(&NaiveSession{}).Where("id = ?", v.ID).Update("token_digest", digest[:])
+			must(t, updated.Error)
+			won += int(updated.RowsAffected)
+		}
+		want(t, "rotations that think they won", won, 2)
+	})
+
 	t.Run("R17_SaveAgainstRevoke", func(t *testing.T) {
 		revived := 0
 		for range 50 {

@@ -251,7 +251,7 @@ func (s suite) owner(t *testing.T) {
 		var loaded Person
 		must(t, e.db.Preload("Logins", gormsessions.Active).First(&loaded, person.ID).Error)
 		want(t, "preloaded", len(loaded.Logins), 2)
-		e.clock.advance(8 * day)
+		e.clock.Advance(8 * day)
 		must(t, e.db.Preload("Logins", gormsessions.Active).First(&loaded, person.ID).Error)
 		want(t, "preloaded, expired", len(loaded.Logins), 0)
 	})

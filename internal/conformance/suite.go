@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
+	"github.com/gormsessions/gormsessions/sessiontest"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 	"gorm.io/gorm/schema"
@@ -100,6 +101,10 @@ func Run(t *testing.T, d Database, v Variant) {
 		{"scopes", suite.scopes, true},
 		{"stored", suite.stored, true},
 		{"times", suite.times, true},
+		{"rotate", suite.rotate, true},
+		{"limit", suite.limit, true},
+		{"prune", suite.prune, false},
+		{"events", suite.events, true},
 		{"token", suite.token, false},
 		{"secrets", suite.secrets, false},
 		{"races", suite.races, false},
@@ -115,27 +120,10 @@ func Run(t *testing.T, d Database, v Variant) {
 	}
 }
 
-// clock is a NowFunc that only moves when told.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
+// newClock is a NowFunc that only moves when told.
+func newClock() *sessiontest.Clock {
+	return sessiontest.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC))
 }
-
-func newClock() *clock { return &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) set(t time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = t
-}
-
-func (c *clock) advance(d time.Duration) { c.set(c.Now().Add(d)) }
 
 // recorder is a logger that keeps the statements it is told of.
 type recorder struct {
@@ -181,20 +169,20 @@ type env struct {
 	db       *gorm.DB
 	dialect  gorm.Dialector
 	sessions *gormsessions.Plugin[UserSession]
-	clock    *clock
+	clock    *sessiontest.Clock
 	log      *recorder
 	user     User
 }
 
 // open opens a new database, without the plugin.
-func (s suite) open(t *testing.T) (*gorm.DB, gorm.Dialector, *clock, *recorder) {
+func (s suite) open(t *testing.T) (*gorm.DB, gorm.Dialector, *sessiontest.Clock, *recorder) {
 	t.Helper()
 	dialect, c, log := s.Dialect(t), newClock(), &recorder{}
 	return s.again(t, dialect, c, log), dialect, c, log
 }
 
 // again opens a database once more, as another node would.
-func (s suite) again(t *testing.T, dialect gorm.Dialector, c *clock, log logger.Interface) *gorm.DB {
+func (s suite) again(t *testing.T, dialect gorm.Dialector, c *sessiontest.Clock, log logger.Interface) *gorm.DB {
 	t.Helper()
 	config := &gorm.Config{NowFunc: c.Now, Logger: log}
 	s.Setup(config)

@@ -16,9 +16,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
@@ -54,7 +57,7 @@ func (s suite) token(t *testing.T) {
 		live := string(e.sign().Token)
 		rounds := 2_000
 		if s.Database.Name == "memory" && s.Variant.Name == "default" {
-			rounds = count(100_000, 1_000_000)
+			rounds = s.count(100_000, 1_000_000)
 		}
 		for i := range rounds {
 			if v := variant(live, i); v != live {
@@ -173,7 +176,7 @@ func (s suite) token(t *testing.T) {
 	t.Run("R12_DigestedAnewOnUse", func(t *testing.T) {
 		pepper := bytes.Repeat([]byte("p"), 32)
 		e := s.start(t, gormsessions.Config{})
-		live, idle := make([]*UserSession, count(40, 2_000)), e.sign()
+		live, idle := make([]*UserSession, 40), e.sign()
 		for i := range live {
 			live[i] = e.sign()
 		}
@@ -213,6 +216,54 @@ func (s suite) token(t *testing.T) {
 		_, err := only.Authenticate(e.ctx, string(idle.Token))
 		want(t, "not used meanwhile", err, gormsessions.ErrNoSession)
 		e.authenticate(idle)
+	})
+
+	// The README's recipe, at the size of a real application: a pepper is adopted,
+	// and nobody who comes back meanwhile has to sign in again.
+	t.Run("R12_Keyring", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{TouchInterval: day})
+		all := e.many(s.count(400, 100_000), e.clock.Now().Add(30*day))
+		peppered, plain := gormsessions.HMAC(crypto.SHA256, bytes.Repeat([]byte("p"), 32)), gormsessions.Hash(crypto.SHA256)
+		nodes := make([]*gormsessions.Plugin[UserSession], 3)
+		for i, hashers := range [][]gormsessions.Hasher{{plain, peppered}, {peppered, plain}, {peppered}} {
+			nodes[i] = gormsessions.New[UserSession](gormsessions.Config{TouchInterval: day, Hashers: hashers})
+			db := s.again(t, e.dialect, e.clock, e.log)
+			must(t, db.Use(nodes[i]))
+		}
+		each := func(list []UserSession, do func(token string) error) (failed int64) {
+			var n atomic.Int64
+			var wg sync.WaitGroup
+			for part := range slices.Chunk(list, len(list)/8+1) {
+				wg.Go(func() {
+					for _, v := range part {
+						if err := do(string(v.Token)); errors.Is(err, gormsessions.ErrNoSession) {
+							n.Add(1)
+						} else if err != nil {
+							t.Errorf("got %v", err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			return n.Load()
+		}
+		authenticate := func(p *gormsessions.Plugin[UserSession]) func(string) error {
+			return func(token string) error { _, err := p.Authenticate(e.ctx, token); return err }
+		}
+		lookup := func(p *gormsessions.Plugin[UserSession]) func(string) error {
+			return func(token string) error { _, err := p.Lookup(e.ctx, token); return err }
+		}
+		back, away := all[len(all)/10:], all[:len(all)/10]
+		want(t, "lost in the first step", each(back[:len(back)/10], authenticate(nodes[0])), 0)
+		e.clock.Advance(time.Second)
+		deployed := e.clock.Now()
+		left := func() int64 { return e.count(gormsessions.Active, gormsessions.UnusedSince(deployed)) }
+		want(t, "of the old hasher", left(), int64(len(all)))
+		want(t, "lost in the second step", each(back, authenticate(nodes[1])), 0)
+		want(t, "of the old hasher", left(), int64(len(away)))
+		want(t, "lost by the old node", each(back[:100], lookup(nodes[0])), 0)
+		want(t, "lost with the old hasher", each(back, lookup(nodes[2])), 0)
+		want(t, "ended with the old hasher", each(away, lookup(nodes[2])), int64(len(away)))
 	})
 
 	t.Run("AcceptForeign", func(t *testing.T) {
