@@ -40,6 +40,7 @@ func TestR28DBResolver(t *testing.T) {
 			if err := db.Use(resolver); err != nil {
 				t.Fatal(err)
 			}
+			resolver.SetMaxOpenConns(10) // it has opened pools of its own
 			t.Cleanup(func() { closePools(resolver) })
 		}
 		t.Run(d.Name, func(t *testing.T) {
