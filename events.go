@@ -154,7 +154,9 @@ func (c call) transaction(fn func(call) error, opts ...*sql.TxOptions) error {
 	// A part that fails must leave nothing behind in the caller's transaction.
 	db.DisableNestedTransaction = false
 	err := db.Transaction(func(tx *gorm.DB) error {
-		return fn(call{c.binding, tx.Set(outboxKey, box).Session(&gorm.Session{})})
+		tx = tx.Set(outboxKey, box)
+		unprepared(tx.Statement)
+		return fn(call{c.binding, tx.Session(&gorm.Session{})})
 	}, opts...)
 	c.send(c.db, box.after(err)...)
 	return err

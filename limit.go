@@ -246,10 +246,12 @@ func (b *binding) beginLimited(db *gorm.DB) {
 		}
 		db.InstanceSet(heldPool, db.Statement.ConnPool)
 		db.Statement.ConnPool = tx.Statement.ConnPool
+		unprepared(db.Statement)
 	}
 	box := &outbox{}
 	db.InstanceSet(outboxKey, box)
 	tx := db.Session(&gorm.Session{NewDB: true}).Set(readPrimary, struct{}{}).Set(outboxKey, box).Model(b.value())
+	unprepared(tx.Statement)
 	c := call{b, tx.Session(&gorm.Session{})}
 	if callers || b.schema.BeforeCreate || b.schema.BeforeSave {
 		c = c.current() // the transaction may have looked before

@@ -242,7 +242,18 @@ func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 	if _, replica := db.Get(readReplica); !replica {
 		db = db.Set(readPrimary, struct{}{})
 	}
-	return call{b, enclose(db).Session(&gorm.Session{})}, nil
+	db = enclose(db)
+	unprepared(db.Statement)
+	return call{b, db.Session(&gorm.Session{})}, nil
+}
+
+// unprepared takes a statement past GORM's cache of prepared statements, inside a
+// transaction: there a statement waits for whoever prepares the same one, who may
+// wait for a connection; and when transactions hold them all, for ever.
+func unprepared(stmt *gorm.Statement) {
+	if tx, ok := stmt.ConnPool.(*gorm.PreparedStmtTX); ok {
+		stmt.ConnPool = tx.Tx
+	}
 }
 
 // Create does what db.Create does: it stores a new session. The value then has
