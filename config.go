@@ -100,6 +100,10 @@ type Config struct {
 	// Default (0): not at all. Never: Prune deletes nothing.
 	Retention time.Duration
 
+	// Cache keeps what Authenticate and Lookup find, so that a session that was
+	// found before costs no query: see package sessioncache. Default: none.
+	Cache Cache
+
 	// OnEvent is told of what happens to sessions, after it is committed, in the
 	// goroutine of the call, which waits for it; it holds no lock or connection
 	// meanwhile, and a panic in it is logged by GORM's logger and goes no further.

@@ -1,0 +1,65 @@
+package gormsessions
+
+import (
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+)
+
+// Cache is a cache in front of Authenticate and Lookup, for Config.Cache. Package
+// sessioncache makes them, one for each plugin; the interface is what the plugin
+// asks of one. All methods are safe for concurrent use.
+type Cache interface {
+	// Migrate makes what the cache needs in the database, once the tables are
+	// migrated, and may be called again; Drop removes it.
+	Migrate(tx *gorm.DB, tables CacheTables) error
+	Drop(tx *gorm.DB, tables CacheTables) error
+
+	// Open readies the cache when the plugin is registered. It is an error to
+	// open one twice.
+	Open(db *gorm.DB, tables CacheTables) error
+
+	// Clock counts the changes. A value that is to be Put is stamped with what
+	// the clock said before the value was read.
+	Clock() uint64
+
+	// Get returns what was put under the key, unless anything that it hangs on
+	// has changed since it was read, or may have; then nil.
+	Get(key CacheKey) any
+
+	// Put keeps a value that was read at the clock's time, and hangs on the rows
+	// that the tags name. One that is out of date already is never returned.
+	Put(key CacheKey, value any, read uint64, tags ...CacheTag)
+
+	// Changed says that rows have changed, and that it is committed: when it
+	// returns, Get no longer returns on this node what hangs on them and was
+	// read before.
+	Changed(tags ...CacheTag)
+
+	// Pending says that rows were changed in a transaction that may yet commit:
+	// until ended is called, Get returns nothing that hangs on them. Then they
+	// have changed.
+	Pending(tags ...CacheTag) (ended func())
+}
+
+// CacheKey is what a token is looked up by in a [Cache]: the first bytes of its
+// digest. Two tokens may share it; who gets a value compares the rest.
+type CacheKey [32]byte
+
+// CacheTag names a row that cached values hang on. Nodes tell each other of them,
+// and PostgreSQL's triggers write them.
+type CacheTag string
+
+// EveryTag is all rows.
+const EveryTag CacheTag = "*"
+
+// SessionTag is the session of that ID: s and the ID as text.
+func SessionTag(id uuid.UUID) CacheTag { return CacheTag("s" + id.String()) }
+
+// CacheTables are what a [Cache] listens to. Names are as the schema has them:
+// unquoted, with the database's schema before a dot where the model says so.
+type CacheTables struct {
+	Sessions   string // the table of the sessions
+	SessionKey string // its primary key
+	Owners     string // the table of their owners; empty where the model has none
+	OwnerKey   string // its primary key, of which an owner's tag is o and the key as text
+}
