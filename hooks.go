@@ -103,9 +103,19 @@ func (b *binding) callbacks() []callback {
 	}
 }
 
+// directCallbacks are those without which GORM's builder does what they do.
+func (b *binding) directCallbacks() []callback {
+	prefix, query := pluginName(b.schema.ModelType)+":", b.root.Callback().Query()
+	return []callback{
+		{prefix + "begin_direct", query, query.Get, query.Before("gorm:query"), b.beginDirect},
+		{prefix + "end_direct", query, query.Get, query.After("gorm:query").Before("gorm:preload"), b.endDirect},
+	}
+}
+
 // register adds the callbacks, all or none.
 func (b *binding) register() error {
-	list := b.callbacks()
+	needed, direct := b.callbacks(), b.directCallbacks()
+	list := append(slices.Clip(needed), direct...)
 	for i, c := range list {
 		err := c.place.Register(c.name, c.handle)
 		if err == nil {
@@ -116,7 +126,7 @@ func (b *binding) register() error {
 		}
 		return fmt.Errorf("gormsessions: register the callback %s: %w", c.name, err)
 	}
-	b.registered = list
+	b.registered, b.plans.callbacks = needed, direct
 	return nil
 }
 
@@ -124,11 +134,16 @@ func (b *binding) register() error {
 // before_create itself is gone, [Digest.GormValue] ends the create.)
 func (b *binding) intact() error {
 	for _, c := range b.registered {
-		if now := c.get(c.name); now == nil || reflect.ValueOf(now).Pointer() != reflect.ValueOf(c.handle).Pointer() {
+		if !c.intact() {
 			return fmt.Errorf("%w: the callback %s was removed or replaced", ErrUnsafeCreate, c.name)
 		}
 	}
 	return nil
+}
+
+func (c callback) intact() bool {
+	now := c.get(c.name)
+	return now != nil && reflect.ValueOf(now).Pointer() == reflect.ValueOf(c.handle).Pointer()
 }
 
 func (b *binding) mine(stmt *gorm.Statement) bool {

@@ -82,6 +82,8 @@ type binding struct {
 	retention   time.Duration
 	onEvent     func(context.Context, Event)
 
+	plans plans
+
 	endedBy    []*schema.Field
 	skipLocked bool // the database knows FOR UPDATE SKIP LOCKED
 	registered []callback
@@ -186,6 +188,7 @@ func bind(c *core, db *gorm.DB) (*binding, error) {
 		return nil, err
 	}
 	b.endedBy = b.findEndedBy()
+	b.initPlans()
 	return b, nil
 }
 
@@ -226,16 +229,9 @@ const (
 // breaks no prepared statement; and reads from the primary, unless the caller has
 // asked for a replica: one behind would still accept a revoked session.
 func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
-	b := p.core.bound.Load()
-	if b == nil {
-		return call{}, ErrNotRegistered
-	}
-	db := b.root
-	if p.with {
-		if p.tx == nil || p.tx.Callback() != b.root.Callback() {
-			return call{}, ErrNotRegistered
-		}
-		db = p.tx
+	b, db, err := p.from()
+	if err != nil {
+		return call{}, err
 	}
 	// Clauses first: a hook's *gorm.DB still holds the statement that ran the hook.
 	db = db.Clauses().Session(&gorm.Session{Context: ctx, QueryFields: true}).Model(new(T))
@@ -245,6 +241,19 @@ func (p *Plugin[T]) begin(ctx context.Context) (call, error) {
 	db = enclose(db)
 	unprepared(db.Statement)
 	return call{b, db.Session(&gorm.Session{})}, nil
+}
+
+// from is the binding, and what a call goes through: the *gorm.DB that the plugin is
+// registered on, or With's.
+func (p *Plugin[T]) from() (*binding, *gorm.DB, error) {
+	b := p.core.bound.Load()
+	switch {
+	case b == nil, p.with && (p.tx == nil || p.tx.Callback() != b.root.Callback()):
+		return nil, nil, ErrNotRegistered
+	case p.with:
+		return b, p.tx, nil
+	}
+	return b, b.root, nil
 }
 
 // unprepared takes a statement past GORM's cache of prepared statements, inside a
@@ -302,23 +311,27 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 // caller's transaction it is an error, for it ends the transaction on
 // PostgreSQL; in a read-only one call Lookup.
 func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Scope) (*T, error) {
-	c, digests, err := p.present(ctx, token)
+	b, digests, err := p.present(token)
 	if err != nil {
 		return nil, err
 	}
-	session, retired, err := p.findOrEnd(c, digests, scopes)
+	session, retired, err := p.findOrEnd(ctx, digests, scopes, false)
 	if err != nil {
 		return nil, wrap("authenticate", err)
 	}
-	base, now := sessionIn(session), nowOf(c.db)
+	base, now := sessionIn(session), p.now()
 	defer func() { retired.presented(base) }()
 	digest := base.TokenDigest
-	if retired == nil && c.touch != Never {
+	if retired == nil && b.touch != Never {
 		digest = digests[0]
 	}
 	aged := !bytes.Equal(base.TokenDigest, digest)
-	if !aged && !c.due(base, now) {
+	if !aged && !b.due(base, now) {
 		return session, nil
+	}
+	c, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
 	}
 	won, err := c.use(base, now, digest, !aged)
 	switch {
@@ -331,7 +344,7 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 		return session, nil
 	}
 	// Somebody else may have written it in between: what they left counts.
-	session, retired, err = p.findOrEnd(c.current(), digests, scopes)
+	session, retired, err = p.findOrEnd(ctx, digests, scopes, true)
 	if err != nil {
 		return nil, wrap("authenticate", err)
 	}
@@ -342,11 +355,11 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 // Lookup is Authenticate without any write: a token that was rotated away and has
 // had its grace is [ErrReused], but its session is not revoked.
 func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (*T, error) {
-	c, digests, err := p.present(ctx, token)
+	_, digests, err := p.present(token)
 	if err != nil {
 		return nil, err
 	}
-	session, retired, err := p.find(c, digests, scopes)
+	session, retired, err := p.find(ctx, digests, scopes, false)
 	if err != nil {
 		return nil, wrap("lookup", err)
 	}
@@ -354,41 +367,93 @@ func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (
 	return session, nil
 }
 
-// present begins a call that a token is presented to. One that cannot be valid
-// ends it here, before anything that costs.
-func (p *Plugin[T]) present(ctx context.Context, token string) (call, digests, error) {
-	b := p.core.bound.Load()
-	if b == nil {
-		return call{}, nil, ErrNotRegistered
+// present makes the digests of a token. One that cannot be valid ends the call here,
+// before anything that costs.
+func (p *Plugin[T]) present(token string) (*binding, digests, error) {
+	b, _, err := p.from()
+	if err != nil {
+		return nil, nil, err
 	}
 	digests := b.digests(token)
 	if len(digests) == 0 {
-		return call{}, nil, ErrNoSession
+		return nil, nil, ErrNoSession
 	}
-	c, err := p.begin(ctx)
-	return c, digests, err
+	return b, digests, nil
+}
+
+func (p *Plugin[T]) now() time.Time {
+	_, db, err := p.from()
+	if err != nil {
+		return stored(time.Now())
+	}
+	return nowOf(db)
 }
 
 // findOrEnd is find, and revokes a session whose earlier token came back.
-func (p *Plugin[T]) findOrEnd(c call, digests digests, scopes []Scope) (*T, *retiredToken, error) {
-	session, retired, err := p.find(c, digests, scopes)
+func (p *Plugin[T]) findOrEnd(ctx context.Context, digests digests, scopes []Scope, again bool) (*T, *retiredToken, error) {
+	session, retired, err := p.find(ctx, digests, scopes, again)
 	if err == ErrReused {
-		err = p.reused(c, session)
+		var c call
+		if c, err = p.begin(ctx); err == nil {
+			err = p.reused(c, session)
+		}
 	}
 	return session, retired, err
 }
 
 // find looks up the active session of a token, and that token if it was rotated
-// away. A session that comes with ErrReused is to be revoked.
-func (p *Plugin[T]) find(c call, digests digests, scopes []Scope) (*T, *retiredToken, error) {
-	session, err := p.lookup(c, c.digestIn(digests), scopes)
-	if err == nil && !digests.hold(sessionIn(session).TokenDigest) {
-		err = ErrNoSession
+// away. A session that comes with ErrReused is to be revoked. To look again is to
+// see what others have committed meanwhile.
+func (p *Plugin[T]) find(ctx context.Context, digests digests, scopes []Scope, again bool) (session *T, _ *retiredToken, err error) {
+	err = errIndirect
+	if !again {
+		session, err = p.lookupDirect(ctx, digests, scopes)
 	}
-	if err == ErrNoSession {
-		return p.afterRotation(c, digests, scopes)
+	held := func() bool { return err == nil && digests.hold(sessionIn(session).TokenDigest) }
+	if held() {
+		return session, nil, nil
 	}
-	return session, nil, err
+	c, failed := p.begin(ctx)
+	if failed != nil {
+		return nil, nil, failed
+	}
+	if again {
+		c = c.current()
+	}
+	if err == errIndirect {
+		if session, err = p.lookup(c, c.digestIn(digests), scopes); held() {
+			return session, nil, nil
+		}
+	}
+	if err != nil && err != ErrNoSession {
+		return nil, nil, err
+	}
+	return p.afterRotation(c, digests, scopes)
+}
+
+// lookupDirect is lookup by a fixed statement, or errIndirect.
+func (p *Plugin[T]) lookupDirect(ctx context.Context, digests digests, scopes []Scope) (*T, error) {
+	b, db, err := p.from()
+	if err != nil {
+		return nil, err
+	}
+	plan := b.planFor(scopes)
+	if plan == nil {
+		return nil, errIndirect
+	}
+	if p.with {
+		db = db.Clauses() // as begin
+	}
+	session, now := new(T), nowOf(db)
+	if err := b.direct(ctx, db, plan, digests, now, session); err != nil {
+		return nil, err
+	}
+	base := sessionIn(session)
+	base.inUTC()
+	if !base.activeAt(now) {
+		return nil, ErrNoSession
+	}
+	return session, nil
 }
 
 // lookup takes the active session that is meets, within the scopes.

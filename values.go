@@ -43,8 +43,8 @@ func sameTime(a, b *time.Time) bool {
 // times in.
 func (b *Base) inUTC() {
 	for _, t := range b.optionalTimes() {
-		if *t.value != nil {
-			utc := (*t.value).UTC()
+		if v := *t.value; v != nil && v.Location() != time.UTC {
+			utc := v.UTC()
 			*t.value = &utc
 		}
 	}
