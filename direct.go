@@ -4,7 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"maps"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +39,7 @@ type plan struct {
 
 	clauses, conditions int // that the model itself adds to every query (soft deletion)
 
-	prepare  bool
-	prepared atomic.Pointer[map[*sql.DB]*sql.Stmt]
+	statement prepared
 }
 
 // variable is one of a plan's variables that a call fills in: the time, or one of
@@ -71,7 +73,7 @@ func (b *binding) newPlan(owned bool) *plan {
 	if db.Error != nil {
 		return nil
 	}
-	p := &plan{sql: stmt.SQL.String(), vars: stmt.Vars, prepare: b.root.Name() != "postgres"}
+	p := &plan{sql: stmt.SQL.String(), vars: stmt.Vars}
 	for i, v := range p.vars {
 		switch v := v.(type) {
 		case boundDigest:
@@ -119,6 +121,7 @@ func conditions(stmt *gorm.Statement) int {
 // plans are a binding's, made when they are first asked for.
 type plans struct {
 	alone, owned func() *plan
+	insert       func() *insertion
 	callbacks    []callback
 	off          atomic.Bool // another plugin adds to these statements
 }
@@ -134,6 +137,7 @@ func (p *plans) intact() bool {
 
 func (b *binding) initPlans() {
 	b.plans.alone = sync.OnceValue(func() *plan { return b.newPlan(false) })
+	b.plans.insert = sync.OnceValue(b.newInsertion)
 	b.plans.owned = sync.OnceValue(func() *plan {
 		if b.owner == nil {
 			return nil
@@ -287,7 +291,7 @@ func (d *direct) QueryContext(ctx context.Context, query string, args ...any) (*
 	if ctx == context.Context(d) {
 		ctx = d.Context
 	}
-	rows, err := p.query(ctx, d.pool, d.db.Name() == "sqlite", query, args)
+	rows, err := p.query(ctx, d.pool, d.db.Name(), query, args)
 	if err != nil {
 		return nil, err
 	}
@@ -318,17 +322,13 @@ func (d *direct) QueryRowContext(ctx context.Context, query string, args ...any)
 	return d.pool.QueryRowContext(ctx, query, args...)
 }
 
-// query runs the statement, prepared where that helps: pgx prepares what it is given
-// by itself, unless the application told it not to.
-func (p *plan) query(ctx context.Context, pool gorm.ConnPool, sqlite bool, query string, args []any) (*sql.Rows, error) {
-	if cached, ok := pool.(*gorm.PreparedStmtDB); ok {
-		pool = cached.ConnPool
-	}
-	db, ok := pool.(*sql.DB)
-	if !ok {
+// query runs the statement.
+func (p *plan) query(ctx context.Context, pool gorm.ConnPool, dialect, query string, args []any) (*sql.Rows, error) {
+	db := poolOf(pool)
+	if db == nil {
 		return pool.QueryContext(ctx, query, args...)
 	}
-	if sqlite && ctx.Done() != nil && db.Stats().MaxOpenConnections == 0 {
+	if dialect == "sqlite" && ctx.Done() != nil && db.Stats().MaxOpenConnections == 0 {
 		// To be able to interrupt a query the drivers start a goroutine for each,
 		// which costs more than this one. It waits for no connection either.
 		if err := ctx.Err(); err != nil {
@@ -336,35 +336,51 @@ func (p *plan) query(ctx context.Context, pool gorm.ConnPool, sqlite bool, query
 		}
 		ctx = context.WithoutCancel(ctx)
 	}
-	if p.prepare {
-		if stmt, err := p.on(ctx, db); err == nil {
-			return stmt.QueryContext(ctx, args...)
-		}
+	if stmt := p.statement.on(ctx, db, dialect, query); stmt != nil {
+		return stmt.QueryContext(ctx, args...)
 	}
 	return db.QueryContext(ctx, query, args...)
 }
 
-// on is the statement prepared on db: the application's pool, or one of dbresolver's.
-func (p *plan) on(ctx context.Context, db *sql.DB) (*sql.Stmt, error) {
+// poolOf is the pool of database/sql that a statement outside a transaction uses; nil
+// where it uses another thing.
+func poolOf(pool gorm.ConnPool) *sql.DB {
+	if cached, ok := pool.(*gorm.PreparedStmtDB); ok {
+		pool = cached.ConnPool
+	}
+	db, _ := pool.(*sql.DB)
+	return db
+}
+
+// prepared is a statement of the plugin's own, prepared on each pool that it is run on:
+// the application's, or one of dbresolver's.
+type prepared struct {
+	list atomic.Pointer[map[*sql.DB]*sql.Stmt]
+}
+
+// on is the statement on db; nil where it cannot be prepared, or need not be: pgx
+// prepares what it is given, unless the application told it not to.
+func (p *prepared) on(ctx context.Context, db *sql.DB, dialect, query string) *sql.Stmt {
+	if dialect == "postgres" {
+		return nil
+	}
 	for {
-		list := p.prepared.Load()
+		list := p.list.Load()
 		if list != nil {
 			if stmt := (*list)[db]; stmt != nil {
-				return stmt, nil
+				return stmt
 			}
 		}
-		stmt, err := db.PrepareContext(ctx, p.sql)
+		stmt, err := db.PrepareContext(ctx, query)
 		if err != nil {
-			return nil, err
+			return nil
 		}
 		next := map[*sql.DB]*sql.Stmt{db: stmt}
 		if list != nil {
-			for k, v := range *list {
-				next[k] = v
-			}
+			maps.Copy(next, *list)
 		}
-		if next[db] == stmt && p.prepared.CompareAndSwap(list, &next) {
-			return stmt, nil
+		if p.list.CompareAndSwap(list, &next) {
+			return stmt
 		}
 		_ = stmt.Close()
 	}
@@ -573,4 +589,140 @@ func (s *byNumber[V]) Scan(src any) error {
 		}
 	}
 	return s.byValue.Scan(src)
+}
+
+// insertion is the part of a session's INSERT that never changes.
+type insertion struct {
+	head, tail string
+	fields     []*schema.Field
+	statement  prepared
+	text       atomic.Pointer[string] // what was prepared
+}
+
+// newInsertion has GORM build the INSERT of a row of zeros; nil where one is not like
+// the other, for the database fills in columns.
+func (b *binding) newInsertion() *insertion {
+	if len(b.schema.FieldsWithDefaultDBValue) > 0 || len(b.schema.CreateClauses) > 0 {
+		return nil
+	}
+	in := &insertion{}
+	values := clause.Values{Values: [][]any{nil}}
+	for _, name := range b.schema.DBNames {
+		in.fields = append(in.fields, b.schema.FieldsByDBName[name])
+		values.Columns = append(values.Columns, clause.Column{Name: name})
+		values.Values[0] = append(values.Values[0], clause.Expr{SQL: "0"})
+	}
+	db := b.root.Session(&gorm.Session{NewDB: true}).Model(b.value())
+	if db.Statement.Parse(db.Statement.Model) != nil {
+		return nil
+	}
+	db.Statement.AddClause(clause.Insert{})
+	db.Statement.AddClause(values)
+	db.Statement.Build(b.root.Callback().Create().Clauses...)
+	zeros := "(0" + strings.Repeat(",0", len(in.fields)-1) + ")"
+	sql := db.Statement.SQL.String()
+	at := strings.LastIndex(sql, zeros)
+	if at < 0 {
+		return nil
+	}
+	in.head, in.tail = sql[:at], sql[at+len(zeros):]
+	return in
+}
+
+// beginInsert writes the INSERT of one session, just before GORM would build the same.
+func (b *binding) beginInsert(db *gorm.DB) {
+	stmt := db.Statement
+	if !b.mine(stmt) || db.Error != nil || db.DryRun || stmt.SQL.Len() > 0 || len(stmt.Clauses) > 0 || stmt.Unscoped || len(stmt.Selects) > 0 ||
+		len(stmt.ColumnMapping) > 0 || stmt.Table != b.schema.Table || stmt.TableExpr != nil || !slices.Equal(stmt.Omits, b.ownerName()) ||
+		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType {
+		return
+	}
+	in := b.plans.insert()
+	if _, filled := db.InstanceGet(snapshots); in == nil || !filled {
+		return
+	}
+	stmt.SQL.Grow(len(in.head) + 4*len(in.fields) + len(in.tail))
+	stmt.SQL.WriteString(in.head)
+	stmt.Vars = make([]any, 0, len(in.fields))
+	for i, f := range in.fields {
+		value, zero := f.ValueOf(stmt.Context, stmt.ReflectValue)
+		if zero {
+			switch {
+			case f.DefaultValueInterface != nil:
+				_ = db.AddError(f.Set(stmt.Context, stmt.ReflectValue, f.DefaultValueInterface))
+				value = f.DefaultValueInterface
+			case f.AutoCreateTime > 0 || f.AutoUpdateTime > 0:
+				_ = db.AddError(f.Set(stmt.Context, stmt.ReflectValue, db.NowFunc()))
+				value, _ = f.ValueOf(stmt.Context, stmt.ReflectValue)
+			}
+		}
+		stmt.SQL.WriteByte("(,"[min(i, 1)])
+		stmt.AddVar(stmt, value)
+	}
+	stmt.SQL.WriteByte(')')
+	stmt.SQL.WriteString(in.tail)
+	if pool := poolOf(stmt.ConnPool); pool != nil {
+		stmt.ConnPool = &inserter{ConnPool: stmt.ConnPool, in: in, pool: pool, dialect: db.Name()}
+	}
+}
+
+// endInsert gives the statement its pool back.
+func (b *binding) endInsert(db *gorm.DB) {
+	if i, ok := db.Statement.ConnPool.(*inserter); ok {
+		db.Statement.ConnPool = i.ConnPool
+	}
+}
+
+// inserter is the pool of an INSERT outside a transaction: it runs it prepared.
+type inserter struct {
+	gorm.ConnPool
+	in      *insertion
+	pool    *sql.DB
+	dialect string
+}
+
+// ExecContext implements [gorm.ConnPool].
+func (i *inserter) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	i.in.text.CompareAndSwap(nil, &query)
+	if *i.in.text.Load() == query { // a value may have changed it
+		if stmt := i.in.statement.on(ctx, i.pool, i.dialect, query); stmt != nil {
+			return stmt.ExecContext(ctx, args...)
+		}
+	}
+	return i.ConnPool.ExecContext(ctx, query, args...)
+}
+
+// alone reports whether storing a session is one statement, which needs no
+// transaction: no limit, hook, association or other plugin has a part in it.
+func (c call) alone(session any) bool {
+	s := c.schema
+	if c.maxPerOwner > 0 || s.BeforeSave || s.BeforeCreate || s.AfterSave || s.AfterCreate || !c.aloneInCreates() {
+		return false
+	}
+	v := reflect.ValueOf(session).Elem()
+	own := s.Relationships
+	for _, list := range [][]*schema.Relationship{own.BelongsTo, own.HasOne, own.HasMany, own.Many2Many} {
+		for _, rel := range list {
+			if rel != c.owner && !rel.Field.ReflectValueOf(c.db.Statement.Context, v).IsZero() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// aloneInCreates reports whether all callbacks of creates are GORM's and the plugin's.
+// GORM does not list them.
+func (b *binding) aloneInCreates() bool {
+	list := reflect.ValueOf(b.root.Callback().Create()).Elem().FieldByName("callbacks")
+	if !list.IsValid() || list.Kind() != reflect.Slice {
+		return false
+	}
+	for i := range list.Len() {
+		name := list.Index(i).Elem().FieldByName("name")
+		if !name.IsValid() || !strings.HasPrefix(name.String(), "gorm") {
+			return false
+		}
+	}
+	return true
 }

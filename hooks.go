@@ -105,8 +105,10 @@ func (b *binding) callbacks() []callback {
 
 // directCallbacks are those without which GORM's builder does what they do.
 func (b *binding) directCallbacks() []callback {
-	prefix, query := pluginName(b.schema.ModelType)+":", b.root.Callback().Query()
+	prefix, query, create := pluginName(b.schema.ModelType)+":", b.root.Callback().Query(), b.root.Callback().Create()
 	return []callback{
+		{prefix + "begin_insert", create, create.Get, create.After(prefix + "begin_limited").Before("gorm:create"), b.beginInsert},
+		{prefix + "end_insert", create, create.Get, create.After("gorm:create").Before(prefix + "end_limited"), b.endInsert},
 		{prefix + "begin_direct", query, query.Get, query.Before("gorm:query"), b.beginDirect},
 		{prefix + "end_direct", query, query.Get, query.After("gorm:query").Before("gorm:preload"), b.endDirect},
 	}

@@ -283,6 +283,10 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 	if c.inTransaction() || c.db.SkipDefaultTransaction && c.maxPerOwner == 0 {
 		return wrap("create", c.db.Create(session).Error)
 	}
+	if c.alone(session) {
+		db := c.db.Session(&gorm.Session{SkipDefaultTransaction: true})
+		return wrap("create", c.retry(func() error { return db.Create(session).Error }))
+	}
 	// GORM's own transaction would stay open if a hook panicked.
 	before := *session
 	err = c.retry(func() error {
