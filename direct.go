@@ -700,7 +700,7 @@ func (c call) alone(session any) bool {
 		return false
 	}
 	v := reflect.ValueOf(session).Elem()
-	own := s.Relationships
+	own := &s.Relationships
 	for _, list := range [][]*schema.Relationship{own.BelongsTo, own.HasOne, own.HasMany, own.Many2Many} {
 		for _, rel := range list {
 			if rel != c.owner && !rel.Field.ReflectValueOf(c.db.Statement.Context, v).IsZero() {

@@ -10,6 +10,8 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"hash"
+	"sync"
 )
 
 // Hasher makes the digest that the database keeps of a token. Digest must give
@@ -30,20 +32,14 @@ const (
 // MD5SHA1 may be used; the program imports the packages of those outside the
 // standard library (BLAKE2b, BLAKE2s, RIPEMD-160). One that is broken or not
 // linked is an error when the plugin is registered.
-func Hash(h crypto.Hash) Hasher {
-	return newHasher(h, func(token string) []byte { return sum(h, nil, token) })
-}
+func Hash(h crypto.Hash) Hasher { return newHasher(h, h.New, nil) }
 
 // HMAC is HMAC with the hash h and a secret pepper of at least 32 bytes, kept
 // outside the database and the same on every node. A shorter one is an error
 // when the plugin is registered.
 func HMAC(h crypto.Hash, pepper []byte) Hasher {
 	pepper = bytes.Clone(pepper)
-	hs := newHasher(h, func(token string) []byte {
-		mac := hmac.New(h.New, pepper)
-		mac.Write([]byte(token))
-		return mac.Sum(nil)
-	})
+	hs := newHasher(h, func() hash.Hash { return hmac.New(h.New, pepper) }, nil)
 	if hs.err == nil && len(pepper) < minPepper {
 		hs.err = fmt.Errorf("the pepper has %d bytes: at least %d are needed, from a random source", len(pepper), minPepper)
 	}
@@ -55,41 +51,58 @@ func HMAC(h crypto.Hash, pepper []byte) Hasher {
 // applications take [HMAC].
 func Salted(h crypto.Hash, salt []byte) Hasher {
 	salt = bytes.Clone(salt)
-	return newHasher(h, func(token string) []byte { return sum(h, salt, token) })
+	return newHasher(h, h.New, func(state hash.Hash) { state.Write(salt) })
 }
 
 // Plaintext stores the token itself. UNSAFE: who reads the database, a backup
 // or a replica is signed in as everybody. It is for tests, and for imports
 // that a second Hasher in Config.Hashers then replaces. Tokens of more than 64
 // bytes do not fit.
-func Plaintext() Hasher {
-	return &hasher{digest: func(token string) []byte { return []byte(token) }}
-}
+func Plaintext() Hasher { return &hasher{} }
 
-// hasher keeps its pepper or salt in a closure, where nothing that prints,
-// encodes or dumps a Config can reach it.
+// hasher keeps its pepper or salt in closures, where nothing that prints, encodes or
+// dumps a Config can reach it.
 type hasher struct {
-	digest func(token string) []byte
+	states *sync.Pool // of *hashState; nil: the token itself
 	err    error
 }
 
-func newHasher(h crypto.Hash, digest func(string) []byte) *hasher {
-	return &hasher{digest: digest, err: usable(h)}
+type hashState struct {
+	hash  hash.Hash
+	begin func(hash.Hash) // nil: with nothing
+	token [maxToken]byte
+	sum   [maxDigest]byte
+}
+
+func newHasher(h crypto.Hash, fresh func() hash.Hash, begin func(hash.Hash)) *hasher {
+	return &hasher{err: usable(h), states: &sync.Pool{New: func() any { return &hashState{hash: fresh(), begin: begin} }}}
 }
 
 // Digest implements Hasher. A hasher that registering refuses makes none.
-func (h *hasher) Digest(token string) []byte {
-	if h.err != nil {
-		return nil
-	}
-	return h.digest(token)
-}
+func (h *hasher) Digest(token string) []byte { return h.append(nil, token) }
 
-func sum(h crypto.Hash, salt []byte, token string) []byte {
-	hash := h.New()
-	hash.Write(salt)
-	hash.Write([]byte(token))
-	return hash.Sum(nil)
+// append appends the digest to dst.
+func (h *hasher) append(dst []byte, token string) []byte {
+	if h.err != nil {
+		return dst
+	}
+	if h.states == nil {
+		return append(dst, token...)
+	}
+	s := h.states.Get().(*hashState)
+	if s.begin != nil {
+		s.begin(s.hash)
+	}
+	for rest := token; rest != ""; { // a hash takes no string
+		n := copy(s.token[:], rest)
+		s.hash.Write(s.token[:n])
+		rest = rest[n:]
+	}
+	dst = append(dst, s.hash.Sum(s.sum[:0])...)
+	s.hash.Reset() // the token is a secret
+	clear(s.token[:])
+	h.states.Put(s)
+	return dst
 }
 
 func usable(h crypto.Hash) error {
