@@ -4,6 +4,7 @@ go 1.25.0
 
 require (
 	github.com/google/uuid v1.6.0
+	github.com/maypok86/otter/v2 v2.4.0
 	gorm.io/datatypes v1.2.7
 	gorm.io/gorm v1.31.2
 )
