@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -137,7 +138,7 @@ func (l *listening) end() bool {
 }
 
 // failures logs the first of each row of failures, those that differ from the one
-// before, and one a minute; and their end.
+// before by more than numbers (as those of ports), and one a minute; and their end.
 type failures struct {
 	log  *slog.Logger
 	mu   sync.Mutex
@@ -148,7 +149,12 @@ type failures struct {
 func (f *failures) failed(message string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	text := err.Error()
+	text := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, err.Error())
 	if text == f.last && time.Since(f.at) < time.Minute {
 		return
 	}

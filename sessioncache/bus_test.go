@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -107,7 +106,7 @@ func (m *memoryBus) told() string {
 	return fmt.Sprint(m.published)
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func opened(t *testing.T, bus sessioncache.Bus, config sessioncache.Config) *sessioncache.Cache {
 	t.Helper()
