@@ -192,7 +192,7 @@ func TestLease(t *testing.T) {
 			bus.set(func(m *memoryBus) { m.silent = true })
 			time.Sleep(lease - 1)
 			want(t, "within the lease", c.Get(key), any("a"))
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			want(t, "after the lease", c.Get(key), nil)
 			bus.set(func(m *memoryBus) { m.silent = false })
 			time.Sleep(lease / 4)
