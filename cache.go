@@ -18,16 +18,17 @@ type Cache interface {
 	// open one twice.
 	Open(db *gorm.DB, tables CacheTables) error
 
-	// Clock counts the changes. A value that is to be Put is stamped with what
-	// the clock said before the value was read.
+	// Clock is a stamp of now, by which the cache tells what has changed since: ask
+	// for it before a value is read that is to be Put.
 	Clock() uint64
 
 	// Get returns what was put under the key, unless anything that it hangs on
 	// has changed since it was read, or may have; then nil.
 	Get(key CacheKey) any
 
-	// Put keeps a value that was read at the clock's time, and hangs on the rows
-	// that the tags name. One that is out of date already is never returned.
+	// Put keeps a value that was read after the stamp, from the primary and outside
+	// transactions, and hangs on the rows that the tags name, four at most. One that
+	// is out of date already is never returned.
 	Put(key CacheKey, value any, read uint64, tags ...CacheTag)
 
 	// Changed says that rows have changed, and that it is committed: when it
@@ -61,5 +62,5 @@ type CacheTables struct {
 	Sessions   string // the table of the sessions
 	SessionKey string // its primary key
 	Owners     string // the table of their owners; empty where the model has none
-	OwnerKey   string // its primary key, of which an owner's tag is o and the key as text
+	OwnerKey   string // its primary key: an owner's tag is o and the key as text; empty: each change is EveryTag
 }

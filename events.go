@@ -88,7 +88,10 @@ func LogEvents(logger *slog.Logger) func(context.Context, Event) {
 // itself began: their events wait there until it has committed.
 const outboxKey = "gormsessions:outbox"
 
-type outbox struct{ events []Event }
+type outbox struct {
+	events  []Event
+	changes []change
+}
 
 // after are the events to send once the transaction has ended: of one that failed
 // only that it was refused.
@@ -153,6 +156,7 @@ func (c call) transaction(fn func(call) error, opts ...*sql.TxOptions) error {
 	db := c.db.Session(&gorm.Session{}) // its Config is a copy
 	// A part that fails must leave nothing behind in the caller's transaction.
 	db.DisableNestedTransaction = false
+	defer box.settle(c.db)
 	err := db.Transaction(func(tx *gorm.DB) error {
 		tx = tx.Set(outboxKey, box)
 		unprepared(tx.Statement)

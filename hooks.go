@@ -116,7 +116,7 @@ func (b *binding) directCallbacks() []callback {
 
 // register adds the callbacks, all or none.
 func (b *binding) register() error {
-	needed, direct := b.callbacks(), b.directCallbacks()
+	needed, direct := append(b.callbacks(), b.cachingCallbacks()...), b.directCallbacks()
 	list := append(slices.Clip(needed), direct...)
 	for i, c := range list {
 		err := c.place.Register(c.name, c.handle)
@@ -130,6 +130,13 @@ func (b *binding) register() error {
 	}
 	b.registered, b.plans.callbacks = needed, direct
 	return nil
+}
+
+// unregister removes the callbacks.
+func (b *binding) unregister() {
+	for _, c := range append(slices.Clip(b.registered), b.plans.callbacks...) {
+		_ = c.chain.Remove(c.name)
+	}
 }
 
 // intact notices a callback of the plugin that was removed or replaced. (Where
@@ -242,6 +249,9 @@ func (b *binding) afterCreate(db *gorm.DB) {
 	if db.Error == errNothingToInsert {
 		db.Error = nil
 		return
+	}
+	if box, ok := db.InstanceGet(outboxKey); ok {
+		box.(*outbox).settle(db)
 	}
 	before, _ := db.InstanceGet(snapshots)
 	list, _ := before.([]snapshot)
@@ -671,7 +681,7 @@ func (b *binding) afterDelete(db *gorm.DB) {
 	if !owner && !b.mine(stmt) {
 		return
 	}
-	tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: true})
+	tx := db.Session(&gorm.Session{NewDB: true, SkipHooks: true}).Set(ownRaw, true).Session(&gorm.Session{})
 	if keysWanted(tx) {
 		if tx.Name() != "sqlite" {
 			return

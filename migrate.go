@@ -50,6 +50,11 @@ func (p *Plugin[T]) Drop(ctx context.Context) error {
 		return err
 	}
 	return wrap("drop", exclusively(p.bare(c), func(tx *gorm.DB) error {
+		if c.caching != nil {
+			if err := c.caching.Drop(tx, c.caching.tables); err != nil {
+				return err
+			}
+		}
 		for _, table := range []clause.Table{c.retiredTable(), {Name: c.schema.Table}} {
 			if err := tx.Exec("DROP TABLE IF EXISTS ?", table).Error; err != nil {
 				return err
@@ -109,7 +114,10 @@ func (b *binding) createMissing(tx *gorm.DB) error {
 	} else if err := b.complete(tx); err != nil {
 		return err
 	}
-	return b.createRetired(tx)
+	if err := b.createRetired(tx); err != nil || b.caching == nil {
+		return err
+	}
+	return b.caching.Migrate(tx, b.caching.tables)
 }
 
 // referred names a table that the sessions' own associations refer to and that

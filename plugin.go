@@ -82,7 +82,8 @@ type binding struct {
 	retention   time.Duration
 	onEvent     func(context.Context, Event)
 
-	plans plans
+	plans   plans
+	caching *caching // nil: no cache
 
 	endedBy    []*schema.Field
 	skipLocked bool // the database knows FOR UPDATE SKIP LOCKED
@@ -137,6 +138,12 @@ func (p *Plugin[T]) Initialize(db *gorm.DB) error {
 	if err := b.register(); err != nil {
 		return err
 	}
+	if b.caching != nil {
+		if err := b.caching.Open(b.root, b.caching.tables); err != nil {
+			b.unregister()
+			return fmt.Errorf("gormsessions: Config.Cache: %w", err)
+		}
+	}
 	p.core.bound.Store(b)
 	return nil
 }
@@ -189,6 +196,7 @@ func bind(c *core, db *gorm.DB) (*binding, error) {
 	}
 	b.endedBy = b.findEndedBy()
 	b.initPlans()
+	b.initCaching(c.config.Cache)
 	return b, nil
 }
 
@@ -315,6 +323,9 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 // caller's transaction it is an error, for it ends the transaction on
 // PostgreSQL; in a read-only one call Lookup.
 func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Scope) (*T, error) {
+	if session := p.cached(ctx, token, scopes, true); session != nil {
+		return session, nil
+	}
 	b, digests, err := p.present(token)
 	if err != nil {
 		return nil, err
@@ -359,6 +370,9 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 // Lookup is Authenticate without any write: a token that was rotated away and has
 // had its grace is [ErrReused], but its session is not revoked.
 func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (*T, error) {
+	if session := p.cached(ctx, token, scopes, false); session != nil {
+		return session, nil
+	}
 	_, digests, err := p.present(token)
 	if err != nil {
 		return nil, err
@@ -409,11 +423,28 @@ func (p *Plugin[T]) findOrEnd(ctx context.Context, digests digests, scopes []Sco
 // away. A session that comes with ErrReused is to be revoked. To look again is to
 // see what others have committed meanwhile.
 func (p *Plugin[T]) find(ctx context.Context, digests digests, scopes []Scope, again bool) (session *T, _ *retiredToken, err error) {
+	b, _, err := p.from()
+	if err != nil {
+		return nil, nil, err
+	}
+	var read uint64
+	caching := b.caching != nil && !p.with && !again
+	if caching {
+		read = b.caching.Clock()
+	}
 	err = errIndirect
 	if !again {
 		session, err = p.lookupDirect(ctx, digests, scopes)
 	}
-	held := func() bool { return err == nil && digests.hold(sessionIn(session).TokenDigest) }
+	held := func() bool {
+		if err != nil || !digests.hold(sessionIn(session).TokenDigest) {
+			return false
+		}
+		if caching {
+			p.keep(b, session, scopes, digests, read)
+		}
+		return true
+	}
 	if held() {
 		return session, nil, nil
 	}
@@ -659,8 +690,8 @@ func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) 
 	return rows, wrap("revoke", err)
 }
 
-// end revokes the sessions that are not, and says so: to name them, they are read
-// first.
+// end revokes the sessions that are not, and says so: to name them, to the application
+// and to the cache, they are read first.
 func (c call) end(where clause.Expression, reason string, now time.Time) (rows int64, err error) {
 	still := c.notRevoked()
 	revoke := func(c call, where clause.Expression) error {
@@ -672,7 +703,7 @@ func (c call) end(where clause.Expression, reason string, now time.Time) (rows i
 		rows += n
 		return err
 	}
-	if c.onEvent == nil {
+	if c.onEvent == nil && c.caching == nil {
 		err = revoke(c, where)
 		return rows, err
 	}
@@ -884,7 +915,7 @@ type digests []Digest
 
 // digests are what to look a token up by; none for one that cannot be valid.
 func (b *binding) digests(token string) digests {
-	if len(token) == 0 || len(token) > maxToken || !b.format.matches(token) && !(b.foreign && visible(token)) {
+	if !b.possible(token) {
 		return nil
 	}
 	list := make(digests, 0, len(b.hashers))
@@ -894,6 +925,11 @@ func (b *binding) digests(token string) digests {
 		}
 	}
 	return list
+}
+
+// possible reports whether a token can be valid.
+func (b *binding) possible(token string) bool {
+	return len(token) > 0 && len(token) <= maxToken && (b.format.matches(token) || b.foreign && visible(token))
 }
 
 func (d digests) hold(stored Digest) bool {

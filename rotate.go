@@ -129,7 +129,7 @@ func (c call) retiredTokens(list digests) ([]retiredToken, error) {
 // plain is for statements on another table: c.db without its model and
 // conditions.
 func (c call) plain() *gorm.DB {
-	tx := c.db.Session(&gorm.Session{NewDB: true, Context: c.db.Statement.Context})
+	tx := c.db.Session(&gorm.Session{NewDB: true, Context: c.db.Statement.Context}).Set(ownRaw, true)
 	for _, name := range []string{readReplica, readPrimary, outboxKey} {
 		if value, ok := c.db.Get(name); ok {
 			tx = tx.Set(name, value)

@@ -51,7 +51,8 @@ func (f tokenFormat) newToken() Token {
 			}
 		}
 	}
-	return Token(appendChecksum(token))
+	digits := checksum(token)
+	return Token(append(token, digits[:]...))
 }
 
 // matches reports whether token has this format, to the checksum.
@@ -65,18 +66,22 @@ func (f tokenFormat) matches(token string) bool {
 			return false
 		}
 	}
-	var buf [maxToken]byte
-	return string(appendChecksum(append(buf[:0], signed...))) == token
+	digits := checksum(signed)
+	return string(digits[:]) == token[len(signed):]
 }
 
-func appendChecksum(signed []byte) []byte {
-	sum := crc32.ChecksumIEEE(signed)
-	var digits [checksumDigits]byte
+// checksum is hash/crc32's, which would have the token on the heap.
+func checksum[S string | []byte](signed S) (digits [checksumDigits]byte) {
+	sum := ^uint32(0)
+	for i := range len(signed) {
+		sum = crc32.IEEETable[byte(sum)^signed[i]] ^ sum>>8
+	}
+	sum = ^sum
 	for i := checksumDigits - 1; i >= 0; i-- {
 		digits[i] = base62[sum%62]
 		sum /= 62
 	}
-	return append(signed, digits[:]...)
+	return digits
 }
 
 // visible reports whether token is of visible ASCII characters, as all are that a

@@ -103,6 +103,7 @@ func Run(t *testing.T, d Database, v Variant) {
 		{"times", suite.times, true},
 		{"rotate", suite.rotate, true},
 		{"limit", suite.limit, true},
+		{"cache", suite.cache, true},
 		{"prune", suite.prune, false},
 		{"events", suite.events, true},
 		{"token", suite.token, false},

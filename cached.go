@@ -1,0 +1,477 @@
+package gormsessions
+
+import (
+	"context"
+	"crypto/subtle"
+	"database/sql"
+	"database/sql/driver"
+	"reflect"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+	"gorm.io/gorm/schema"
+)
+
+// caching is what a binding has of Config.Cache.
+type caching struct {
+	Cache
+	tables CacheTables
+	copies *copier
+	uses   chan struct{} // holds one for each use that is being written behind a request
+}
+
+// maxUses is how many uses of cached sessions are written at once; of more, later
+// requests see to it.
+const maxUses = 4
+
+func (b *binding) initCaching(cache Cache) {
+	if cache == nil {
+		return
+	}
+	b.caching = &caching{Cache: cache, copies: newCopier(b.columns), uses: make(chan struct{}, maxUses)}
+	b.caching.tables = CacheTables{Sessions: b.schema.Table, SessionKey: b.id.DBName}
+	if b.owner != nil {
+		b.caching.tables.Owners = b.owner.FieldSchema.Table
+		if key := b.ownerKey(); plainKey(key.IndirectFieldType) && key.Serializer == nil {
+			b.caching.tables.OwnerKey = key.DBName
+		}
+	}
+}
+
+// ownerKey is the owner's primary key.
+func (c *columns) ownerKey() *schema.Field { return c.owner.References[0].PrimaryKey }
+
+// entry is a session in the cache: nobody else has it.
+type entry[T any] struct {
+	session T
+	owned   bool // it was looked up with its owner
+	using   atomic.Bool
+}
+
+func keyOf(d Digest) (key CacheKey) {
+	copy(key[:], d)
+	return key
+}
+
+// cached is the active session of a token, where the cache has it: a copy for the
+// caller. Nil: ask the database.
+func (p *Plugin[T]) cached(ctx context.Context, token string, scopes []Scope, use bool) *T {
+	b := p.core.bound.Load()
+	if b == nil || b.caching == nil || p.with || !b.possible(token) || ctx.Err() != nil {
+		return nil
+	}
+	owned := len(scopes) == 1
+	if owned && !isWithOwner(scopes[0]) || len(scopes) > 1 {
+		return nil
+	}
+	var buf [maxDigest]byte
+	digest := Digest(digestTo(buf[:0], b.hashers[0], token))
+	e, ok := b.caching.Get(keyOf(digest)).(*entry[T])
+	if !ok || owned && !e.owned {
+		return nil
+	}
+	base, now := sessionIn(&e.session), nowOf(b.root)
+	if subtle.ConstantTimeCompare(base.TokenDigest, digest) != 1 || !base.activeAt(now) {
+		return nil // another node may have extended it
+	}
+	if use && b.due(base, now) && e.using.CompareAndSwap(false, true) {
+		p.useBehind(ctx, e)
+	}
+	return copyOf(b.caching.copies, &e.session, owned)
+}
+
+// digestTo appends the digest to dst, for the package's own hashers without an
+// allocation.
+func digestTo(dst []byte, h Hasher, token string) []byte {
+	if own, ok := h.(*hasher); ok {
+		return own.append(dst, token)
+	}
+	return append(dst, h.Digest(token)...)
+}
+
+// useBehind writes that a cached session is used, without the request that used it.
+func (p *Plugin[T]) useBehind(ctx context.Context, e *entry[T]) {
+	caching := p.core.bound.Load().caching
+	select {
+	case caching.uses <- struct{}{}:
+	default:
+		e.using.Store(false)
+		return
+	}
+	go func() {
+		defer func() { <-caching.uses }()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		c, err := p.begin(ctx)
+		if err != nil {
+			return
+		}
+		defer func() {
+			if r := recover(); r != nil {
+				c.db.Logger.Error(ctx, "gormsessions: noting the use of a cached session panicked: %v\n%s", r, debug.Stack())
+			}
+		}()
+		session := copyOf(caching.copies, &e.session, false)
+		base, now := sessionIn(session), nowOf(c.db)
+		won, err := c.use(base, now, base.TokenDigest, true)
+		switch {
+		case err != nil:
+			c.db.Logger.Warn(ctx, "gormsessions: session %s is active, but noting its use failed: %v", base.ID, err)
+			e.using.Store(false)
+		case won: // which took it out of the cache
+			c.send(c.db, c.eventOf(EventExtended, session, now, ""))
+		default: // the row is no longer as it was
+			caching.Changed(SessionTag(base.ID))
+		}
+	}()
+}
+
+// keep puts a session that was looked up into the cache, a copy of it. It was read
+// when the cache's clock said so.
+func (p *Plugin[T]) keep(b *binding, session *T, scopes []Scope, digests digests, read uint64) {
+	base := sessionIn(session)
+	// A session that was found by another hasher's digest is about to get this one.
+	if len(scopes) > 1 || len(scopes) == 1 && !isWithOwner(scopes[0]) || subtle.ConstantTimeCompare(base.TokenDigest, digests[0]) != 1 {
+		return
+	}
+	tags := []CacheTag{SessionTag(base.ID)}
+	if b.caching.tables.OwnerKey != "" {
+		key, _ := b.ownerID.ValueOf(b.root.Statement.Context, reflect.ValueOf(session).Elem())
+		tag, ok := b.ownerTag(key)
+		if !ok {
+			return // its owner's changes could not be told from others'
+		}
+		tags = append(tags, tag)
+		if v := reflect.ValueOf(key); v.Kind() == reflect.String {
+			tags = append(tags, CacheTag("o"+v.String())) // as PostgreSQL's triggers write it
+		}
+	}
+	e := &entry[T]{session: *copyOf(b.caching.copies, session, true), owned: len(scopes) == 1}
+	b.caching.Put(keyOf(digests[0]), e, read, tags...)
+}
+
+// plainKey reports whether keys of the type are to the database what they are to Go.
+func plainKey(t reflect.Type) bool {
+	if t == reflect.TypeFor[uuid.UUID]() {
+		return true
+	}
+	_, valuer := reflect.New(t).Interface().(driver.Valuer)
+	return !valuer && (t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 || t.Kind() == reflect.String)
+}
+
+// ownerTag names the owner with that key. It reports false where another spelling of
+// the key could be another tag.
+func (b *binding) ownerTag(key any) (CacheTag, bool) {
+	if b.caching.tables.OwnerKey == "" {
+		return "", false
+	}
+	kind := b.ownerKey().IndirectFieldType
+	v := reflect.ValueOf(key)
+	for v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	switch {
+	case !v.IsValid():
+	case kind == reflect.TypeFor[uuid.UUID]():
+		if id, ok := asUUID(v.Interface()); ok {
+			return CacheTag("o" + id.String()), true
+		}
+	case kind.Kind() != reflect.String && v.CanInt():
+		return CacheTag("o" + strconv.FormatInt(v.Int(), 10)), true
+	case kind.Kind() != reflect.String && v.CanUint():
+		return CacheTag("o" + strconv.FormatUint(v.Uint(), 10)), true
+	case kind.Kind() == reflect.String && v.Kind() == reflect.String:
+		text := v.String()
+		for i := range len(text) {
+			if text[i] >= 0x80 {
+				return "", false
+			}
+		}
+		// Collations ignore case, and spaces at the end.
+		text = strings.ToLower(strings.TrimRight(text, " "))
+		if id, err := uuid.Parse(text); err == nil {
+			text = id.String()
+		}
+		return CacheTag("n" + text), true
+	}
+	return "", false
+}
+
+func asUUID(v any) (uuid.UUID, bool) {
+	switch v := v.(type) {
+	case uuid.UUID:
+		return v, true
+	case string:
+		id, err := uuid.Parse(v)
+		return id, err == nil
+	}
+	return uuid.Nil, false
+}
+
+// What a write changed is told to the cache once it is committed. In a transaction
+// that the plugin did not begin nothing tells when that is, and whether: what hangs
+// on the rows is then not served until the transaction's value is garbage, which it
+// is not before it has ended.
+
+// cachingCallbacks are those that notice writes to the sessions and their owners.
+func (b *binding) cachingCallbacks() []callback {
+	if b.caching == nil {
+		return nil
+	}
+	prefix, all := pluginName(b.schema.ModelType)+":cache_", b.root.Callback()
+	create, update, remove, raw, query, row := all.Create(), all.Update(), all.Delete(), all.Raw(), all.Query(), all.Row()
+	return []callback{
+		{prefix + "create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.noticeCreate},
+		{prefix + "update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.noticeWrite},
+		{prefix + "delete", remove, remove.Get, remove.After("gorm:commit_or_rollback_transaction"), b.noticeWrite},
+		{prefix + "raw", raw, raw.Get, raw.After("gorm:raw"), b.noticeRaw},
+		{prefix + "query", query, query.Get, query.After("gorm:query"), b.noticeRawQuery},
+		{prefix + "row", row, row.Get, row.After("gorm:row"), b.noticeRawQuery},
+	}
+}
+
+// noticeCreate notices an INSERT that may write rows that are there.
+func (b *binding) noticeCreate(db *gorm.DB) {
+	if conflict, ok := db.Statement.Clauses["ON CONFLICT"].Expression.(clause.OnConflict); ok && !conflict.DoNothing {
+		b.noticeWrite(db)
+	} else if insert, _ := db.Statement.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
+		b.noticeWrite(db)
+	}
+}
+
+// noticeWrite tells the cache what an UPDATE or DELETE may have changed, whether it
+// failed or not: a commit may have, that was made.
+func (b *binding) noticeWrite(db *gorm.DB) {
+	stmt := db.Statement
+	if db.DryRun || stmt.Schema == nil && stmt.Table == "" && stmt.TableExpr == nil {
+		return
+	}
+	if _, ended := db.Get(retiredGone); ended {
+		return // Prune deletes what no cache serves any more
+	}
+	var tags []CacheTag
+	if named(stmt, b.caching.tables.Sessions) {
+		tags = b.tagsOf(stmt, b.id, func(v any) (CacheTag, bool) {
+			id, ok := asUUID(v)
+			return SessionTag(id), ok
+		})
+	}
+	if named(stmt, b.caching.tables.Owners) {
+		tags = append(tags, b.tagsOf(stmt, b.ownerKey(), b.ownerTag)...)
+	}
+	b.changed(db, tags...)
+}
+
+// named reports whether a statement is on a table, by whatever name for it.
+func named(stmt *gorm.Statement, table string) bool {
+	if table == "" {
+		return false
+	}
+	table = bareName(table)
+	return strings.EqualFold(bareName(stmt.Table), table) ||
+		stmt.TableExpr != nil && containsFold(stmt.TableExpr.SQL, table) ||
+		stmt.Schema != nil && stmt.TableExpr != nil && strings.EqualFold(bareName(stmt.Schema.Table), table)
+}
+
+func bareName(table string) string {
+	return strings.Trim(table[strings.LastIndexByte(table, '.')+1:], "`\"[]")
+}
+
+func containsFold(text, part string) bool {
+	return strings.Contains(strings.ToLower(text), strings.ToLower(part))
+}
+
+// tagsOf names the rows that a statement is limited to by their key, or else all.
+func (b *binding) tagsOf(stmt *gorm.Statement, key *schema.Field, tag func(any) (CacheTag, bool)) []CacheTag {
+	where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
+	values := keysIn(where.Exprs, key)
+	if values == nil { // an INSERT
+		if _, insert := stmt.Clauses["INSERT"]; insert {
+			values = keysOf(stmt, key)
+		}
+	}
+	if len(values) == 0 {
+		return []CacheTag{EveryTag}
+	}
+	tags := make([]CacheTag, len(values))
+	for i, v := range values {
+		var ok bool
+		if tags[i], ok = tag(v); !ok {
+			return []CacheTag{EveryTag}
+		}
+	}
+	return tags
+}
+
+// keysIn finds the keys that the conditions limit a statement to.
+func keysIn(exprs []clause.Expression, key *schema.Field) []any {
+	for _, expr := range exprs {
+		if _, or := expr.(clause.OrConditions); or {
+			return nil
+		}
+	}
+	for _, expr := range exprs {
+		var found []any
+		switch e := expr.(type) {
+		case clause.Eq:
+			if isKey(e.Column, key) {
+				found = []any{e.Value}
+			}
+		case clause.IN:
+			if isKey(e.Column, key) {
+				found = e.Values
+			}
+		case clause.Expr:
+			if left, ok := strings.CutSuffix(strings.ReplaceAll(e.SQL, " ", ""), "=?"); ok && len(e.Vars) == 1 && isKey(left, key) {
+				found = e.Vars
+			}
+		case clause.AndConditions:
+			found = keysIn(e.Exprs, key)
+		case group:
+			found = keysIn(e, key)
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+func isKey(column any, key *schema.Field) bool {
+	switch c := column.(type) {
+	case string:
+		return bareName(c) == key.DBName
+	case clause.Column:
+		return c.Name == key.DBName || c.Name == clause.PrimaryKey
+	}
+	return false
+}
+
+// keysOf are the keys of the values that a statement inserts.
+func keysOf(stmt *gorm.Statement, key *schema.Field) []any {
+	if stmt.Schema == nil || stmt.Schema != key.Schema {
+		return nil
+	}
+	var keys []any
+	add := func(v reflect.Value) bool {
+		for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+			v = v.Elem()
+		}
+		if !v.IsValid() || v.Type() != stmt.Schema.ModelType {
+			return false
+		}
+		value, zero := key.ValueOf(stmt.Context, v)
+		keys = append(keys, value)
+		return !zero
+	}
+	switch v := stmt.ReflectValue; v.Kind() {
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			if !add(v.Index(i)) {
+				return nil
+			}
+		}
+	default:
+		if !add(v) {
+			return nil
+		}
+	}
+	return keys
+}
+
+// ownRaw is set on the plugin's own SQL, which changes no session that it does not
+// tell of.
+const ownRaw = "gormsessions:own_raw"
+
+// noticeRaw takes SQL that names one of the tables for a change of all its rows.
+func (b *binding) noticeRaw(db *gorm.DB) {
+	if _, own := db.Get(ownRaw); own || db.DryRun {
+		return
+	}
+	sql := db.Statement.SQL.String()
+	if tables := b.caching.tables; containsFold(sql, bareName(tables.Sessions)) || tables.Owners != "" && containsFold(sql, bareName(tables.Owners)) {
+		b.changed(db, EveryTag)
+	}
+}
+
+var (
+	locking = regexp.MustCompile(`(?i)\bfor\s+(no\s+key\s+)?update\b`)
+	writing = regexp.MustCompile(`(?i)\b(insert|update|delete|replace|merge|truncate|alter|drop|copy|call|do)\b`)
+)
+
+// noticeRawQuery notices SQL of the application's own that writes and returns rows.
+func (b *binding) noticeRawQuery(db *gorm.DB) {
+	if len(db.Statement.Clauses) > 0 || b.directOf(db) != nil {
+		return
+	}
+	if writing.MatchString(locking.ReplaceAllString(db.Statement.SQL.String(), "")) {
+		b.noticeRaw(db)
+	}
+}
+
+// change is what an outbox holds for a cache.
+type change struct {
+	of   *binding
+	tags []CacheTag
+}
+
+// changed tells the cache of what a statement has changed: now, if it is committed.
+func (b *binding) changed(db *gorm.DB, tags ...CacheTag) {
+	if b.caching == nil || len(tags) == 0 {
+		return
+	}
+	if box, ok := db.Get(outboxKey); ok {
+		box := box.(*outbox)
+		box.changes = append(box.changes, change{b, tags})
+		return
+	}
+	switch rows := db.Statement.Dest.(type) { // they are committed once they are closed
+	case *sql.Rows:
+		runtime.AddCleanup(rows, call0, b.caching.Pending(tags...))
+		return
+	case *sql.Row:
+		runtime.AddCleanup(rows, call0, b.caching.Pending(tags...))
+		return
+	}
+	pool := db.Statement.ConnPool
+	if tx, ok := pool.(*gorm.PreparedStmtTX); ok {
+		pool = tx.Tx
+	}
+	_, within := pool.(gorm.TxCommitter)
+	conn, single := pool.(*sql.Conn) // on which the application may begin one by hand
+	switch tx := pool.(type) {
+	case *sql.Tx:
+		runtime.AddCleanup(tx, call0, b.caching.Pending(tags...))
+	default:
+		switch {
+		case single:
+			runtime.AddCleanup(conn, call0, b.caching.Pending(tags...))
+		case within:
+			ended := b.caching.Pending(tags...)
+			if v := reflect.ValueOf(pool); v.Kind() == reflect.Pointer {
+				runtime.AddCleanup((*byte)(v.UnsafePointer()), call0, ended)
+			}
+		default:
+			b.caching.Changed(tags...)
+		}
+	}
+}
+
+func call0(ended func()) { ended() }
+
+// settle tells of an outbox's changes once its transaction has ended, well or not:
+// of a commit that failed nobody knows.
+func (o *outbox) settle(db *gorm.DB) {
+	for _, c := range o.changes {
+		c.of.changed(db, c.tags...)
+	}
+	o.changes = nil
+}

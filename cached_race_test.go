@@ -1,0 +1,5 @@
+//go:build race
+
+package gormsessions_test
+
+func init() { raceDetector = true }
