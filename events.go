@@ -153,7 +153,7 @@ func (b *binding) eventOf(kind EventKind, session any, now time.Time, reason str
 // events once it has committed.
 func (c call) transaction(fn func(call) error, opts ...*sql.TxOptions) error {
 	box := &outbox{}
-	db := c.db.Session(&gorm.Session{}) // its Config is a copy
+	db := c.onPrimary(c.db)
 	// A part that fails must leave nothing behind in the caller's transaction.
 	db.DisableNestedTransaction = false
 	defer box.settle(c.db)

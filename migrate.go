@@ -49,7 +49,7 @@ func (p *Plugin[T]) Drop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return wrap("drop", exclusively(p.bare(c), func(tx *gorm.DB) error {
+	return wrap("drop", exclusively(c.onPrimary(p.bare(c)), func(tx *gorm.DB) error {
 		if c.caching != nil {
 			if err := c.caching.Drop(tx, c.caching.tables); err != nil {
 				return err
@@ -72,7 +72,7 @@ func (p *Plugin[T]) bare(c call) *gorm.DB {
 
 func (b *binding) value() any { return reflect.New(b.schema.ModelType).Interface() }
 
-func (b *binding) migrate(db *gorm.DB) error { return exclusively(db, b.createMissing) }
+func (b *binding) migrate(db *gorm.DB) error { return exclusively(b.onPrimary(db), b.createMissing) }
 
 func (b *binding) createMissing(tx *gorm.DB) error {
 	for _, table := range b.tables() {

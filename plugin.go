@@ -30,6 +30,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/subtle"
+	"database/sql"
 	"fmt"
 	"reflect"
 	"slices"
@@ -262,6 +263,22 @@ func (p *Plugin[T]) from() (*binding, *gorm.DB, error) {
 		return b, p.tx, nil
 	}
 	return b, b.root, nil
+}
+
+// onPrimary is db for a transaction of the plugin's own, which begins where dbresolver
+// has the sessions written. GORM would begin it on the pool that the *gorm.DB was opened
+// with, or on the replica that the caller has asked for; and dbresolver leaves what
+// runs inside where it is.
+func (b *binding) onPrimary(db *gorm.DB) *gorm.DB {
+	db = db.Session(&gorm.Session{Context: db.Statement.Context}) // its Config and Statement are copies
+	resolve := db.Callback().Query().Get("gorm:db_resolver")
+	if _, conn := db.Statement.ConnPool.(*sql.Conn); resolve == nil || conn {
+		return db
+	}
+	asked := db.Model(b.value()).Set(readPrimary, struct{}{})
+	resolve(asked)
+	db.Statement.ConnPool = asked.Statement.ConnPool
+	return db
 }
 
 // unprepared takes a statement past GORM's cache of prepared statements, inside a
