@@ -41,6 +41,7 @@ type group struct {
 
 	goroutines int
 	request    bool // with a context that can be cancelled, as a request's
+	slices     int  // of how many slices one is: what waits for a disk varies more; 0: one
 	uneven     bool // contestants differ by orders of magnitude: each has a count of its own
 
 	contestants []contestant // ratios are to the first

@@ -60,6 +60,7 @@ const scaleLimit = 1.5
 // verdict is a goal beside what was measured.
 type verdict struct {
 	title, store, limit, measured string
+	byHand                        string // what prepared SQL has of that ratio, where it is another
 	met                           bool
 }
 
@@ -101,6 +102,9 @@ func (r *report) verdicts() []verdict {
 					if of, to := res.index(g.of+setting), res.index(to); of >= 0 && to >= 0 {
 						value := g.value(res, of, to)
 						v.measured, v.met = fmt.Sprintf(g.format, value), value <= limit
+						if to > 0 && g.group != memoryGroup {
+							v.byHand = fmt.Sprintf(g.format, g.value(res, 0, to))
+						}
 					}
 				}
 				list = append(list, v)

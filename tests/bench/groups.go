@@ -174,7 +174,7 @@ func (s *store) groups(ctx context.Context, largest bool, goroutines int) ([]gro
 		groups = append(groups,
 			group{name: ownerGroup, title: "Look it up with its owner's row", contestants: owners},
 			group{name: listGroup, title: "List an owner's ten active sessions, the newest first", contestants: lists},
-			group{name: createGroup, title: "Create a session", contestants: creates},
+			group{name: createGroup, title: "Create a session", contestants: creates, slices: 3},
 		)
 	}
 	for i := range groups {

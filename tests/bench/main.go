@@ -6,8 +6,8 @@
 //	go -C tests run ./bench -db sqlite -rows 10000 -rounds 50 -cpuprofile cpu.out -only 'lookup/gormsessions Authenticate$'
 //
 // Everything is in one process and interleaved: each round runs every contestant
-// for a short slice, in an order that is drawn anew, and asks all of them for the
-// same rows. What is told are medians, of times and of the ratios within a round.
+// for a short slice, cut into pieces that take turns in an order that is drawn anew,
+// and asks all of them for the same rows. What is told are medians, of times and of the ratios within a round.
 package main
 
 import (

@@ -104,17 +104,35 @@ func (r *runner) measure(ctx context.Context, g group) (result, error) {
 		}
 		r.profile = nil
 	}
-	order := make([]int, len(g.contestants))
+	for range r.rounds {
+		if err := r.round(ctx, &res, counts); err != nil {
+			return res, err
+		}
+		r.bar.add(len(g.contestants))
+	}
+	return res, nil
+}
+
+// passes is into how many pieces a slice is cut, so that what disturbs the machine
+// meanwhile disturbs all contestants alike.
+const passes = 8
+
+// round runs a slice of each contestant: a piece of each, in an order drawn anew,
+// and then the next.
+func (r *runner) round(ctx context.Context, res *result, counts []int) error {
+	g := &res.group
+	drawn := r.inputs(g, slices.Max(counts))
+	prepared := map[population][]input{}
+	sums := make([]sample, len(counts))
+	order := make([]int, len(counts))
 	for i := range order {
 		order[i] = i
 	}
-	for range r.rounds {
-		drawn := r.inputs(&g, slices.Max(counts))
-		prepared := map[population][]input{}
+	for pass := range passes {
 		r.random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, i := range order {
 			if err := ctx.Err(); err != nil {
-				return res, err
+				return err
 			}
 			c := &g.contestants[i]
 			rows := g.rows
@@ -124,21 +142,30 @@ func (r *runner) measure(ctx context.Context, g group) (result, error) {
 			if prepared[rows] == nil {
 				prepared[rows] = g.inputsOf(c, drawn)
 			}
-			s, err := g.time(c, prepared[rows][:counts[i]])
+			piece := prepared[rows][counts[i]*pass/passes : counts[i]*(pass+1)/passes]
+			s, err := g.time(c, piece)
 			if err != nil {
-				return res, fmt.Errorf("%s: %w", g.id(c), err)
+				return fmt.Errorf("%s: %w", g.id(c), err)
 			}
-			res.samples[i] = append(res.samples[i], s)
-			r.bar.add(1)
+			sums[i].add(s, float64(len(piece))/float64(counts[i]))
 		}
 	}
-	return res, nil
+	for i, s := range sums {
+		res.samples[i] = append(res.samples[i], s)
+	}
+	return nil
+}
+
+func (s *sample) add(piece sample, share float64) {
+	s.ns += piece.ns * share
+	s.allocs += piece.allocs * share
+	s.bytes += piece.bytes * share
 }
 
 // counts says how many operations make a slice: as many for everybody, by what
 // the first takes, but in uneven groups, where each has its own. It warms up all of them.
 func (r *runner) counts(ctx context.Context, g *group) ([]int, error) {
-	const fewest, most = 20, 200_000
+	const fewest, most = 5 * passes, 200_000
 	counts := make([]int, len(g.contestants))
 	if err := r.fill(ctx, g); err != nil {
 		return nil, err
@@ -160,7 +187,7 @@ func (r *runner) counts(ctx context.Context, g *group) ([]int, error) {
 			}
 			n *= 4
 		}
-		counts[i] = min(max(int(float64(r.slice)/ns), fewest), most)
+		counts[i] = min(max(int(float64(r.slice)/ns)*max(g.slices, 1), fewest), most)
 		if !g.uneven {
 			counts[i] = counts[0]
 		}
