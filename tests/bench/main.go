@@ -19,6 +19,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"runtime/pprof"
@@ -44,10 +45,10 @@ type options struct {
 }
 
 func main() {
-	// An interrupt ends the run, which then removes what it has made; a second one
-	// ends it at once.
+	// An interrupt ends the run, which then removes what it has made; another one,
+	// after a second, ends it at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 	o, err := parse(os.Args[1:], os.Stderr)
 	if err == nil {
 		err = run(ctx, o, os.Stdout, os.Stderr)
@@ -112,6 +113,14 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 
 // run makes the databases, measures and reports.
 func run(ctx context.Context, o options, stdout io.Writer, stderr *os.File) (err error) {
+	for _, file := range []string{o.markdown, o.svg} {
+		if file == "" {
+			continue
+		}
+		if info, err := os.Stat(filepath.Dir(file)); err != nil || !info.IsDir() {
+			return fmt.Errorf("%s is no place for a file: run it as go -C tests run ./bench, or give -markdown and -svg", file)
+		}
+	}
 	began := time.Now()
 	bar := newProgress(stderr)
 	r := &runner{rounds: o.rounds, slice: o.slice, only: o.only, bar: bar, random: rand.New(rand.NewPCG(o.seed, 0))}

@@ -50,19 +50,22 @@ func (s *store) create(name string, sessions *gormsessions.Plugin[UserSession]) 
 	}}
 }
 
-// newCache is the cache of the cached contestant; nil leaves that out.
+// newCache is the cache of the cached contestant; nil leaves that out. Nobody else
+// writes here, so what it keeps need not grow old.
 //
-// TODO: return sessioncache.New(…) once that package is there. Nothing else is to
-// be changed for it.
-func newCache() gormsessions.Cache { return nil }
+// TODO: return sessioncache.New(sessioncache.Config{TTL: gormsessions.Never}), and
+// nothing else, once that package is there.
+func newCache() (gormsessions.Cache, error) { return nil, nil }
 
 // cached authenticates through newCache, where every session has been asked for
 // before.
 func (s *store) cached(name string) (*contestant, error) {
-	config := config
-	if config.Cache = newCache(); config.Cache == nil {
-		return nil, nil
+	cache, err := newCache()
+	if cache == nil || err != nil {
+		return nil, err
 	}
+	config := config
+	config.Cache = cache
 	sessions, err := s.plugin(gorm.Config{}, config)
 	if err != nil {
 		return nil, err
