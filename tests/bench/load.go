@@ -175,7 +175,8 @@ const maxRedis = 1_000_000
 // themselves should it be killed.
 func (s *store) openRedis(ctx context.Context, bar *progress) error {
 	if s.rows.rows > maxRedis {
-		return nil // a row takes some 0.5 kB of memory
+		bar.note("Redis is left out above %s rows: each takes some 0.5 kB of memory", thousands(maxRedis))
+		return nil
 	}
 	client := redis.NewClient(&redis.Options{Addr: setting("GORMSESSIONS_REDIS", "127.0.0.1:6379"), PoolSize: s.conns})
 	if err := client.Ping(ctx).Err(); err != nil {

@@ -138,9 +138,7 @@ func run(ctx context.Context, o options, stdout io.Writer, stderr *os.File) (err
 			return err
 		}
 	}
-	if profile != nil {
-		pprof.StopCPUProfile()
-	}
+	pprof.StopCPUProfile() // nothing, where none was started
 	rep.took = time.Since(began)
 	if err := rep.print(stdout); err != nil {
 		return err

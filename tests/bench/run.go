@@ -67,10 +67,10 @@ func (g *group) verify(ctx context.Context, drawn []int) error {
 		c := &g.contestants[i]
 		for _, in := range g.inputsOf(c, drawn) {
 			answer, err := c.run(ctx, in)
-			if err == nil {
-				err = c.check(answer, in)
-			}
 			if err != nil {
+				return fmt.Errorf("%s: row %d: %w", g.id(c), in.i, err)
+			}
+			if err := c.check(answer, in); err != nil {
 				return fmt.Errorf("%s: wrong answer for row %d: %w", g.id(c), in.i, err)
 			}
 		}
