@@ -117,7 +117,7 @@ func (r *report) verdicts() []verdict {
 			value := res.ratio(last, 0).median
 			list = append(list, verdict{
 				title: fmt.Sprintf("Authenticate %s / %s rows", res.contestants[last].name, res.contestants[0].name),
-				store: res.store, limit: fmt.Sprintf("≤ %.2f", scaleLimit), measured: fmt.Sprintf("%.2f", value), met: value <= scaleLimit,
+				store: res.store, limit: fmt.Sprintf("≤ %.2f at 10,000,000", scaleLimit), measured: fmt.Sprintf("%.2f", value), met: value <= scaleLimit,
 			})
 		}
 	}
