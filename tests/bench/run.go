@@ -117,11 +117,15 @@ func (r *runner) measure(ctx context.Context, g group) (result, error) {
 // meanwhile disturbs all contestants alike.
 const passes = 8
 
+// warmups are operations before each piece that are not counted: a server's process,
+// and a connection, that others have not used meanwhile is slow to wake.
+const warmups = 10
+
 // round runs a slice of each contestant: a piece of each, in an order drawn anew,
 // and then the next.
 func (r *runner) round(ctx context.Context, res *result, counts []int) error {
 	g := &res.group
-	drawn := r.inputs(g, slices.Max(counts))
+	drawn := r.inputs(g, slices.Max(counts)+warmups)
 	prepared := map[population][]input{}
 	sums := make([]sample, len(counts))
 	order := make([]int, len(counts))
@@ -142,7 +146,12 @@ func (r *runner) round(ctx context.Context, res *result, counts []int) error {
 			if prepared[rows] == nil {
 				prepared[rows] = g.inputsOf(c, drawn)
 			}
-			piece := prepared[rows][counts[i]*pass/passes : counts[i]*(pass+1)/passes]
+			inputs := prepared[rows]
+			piece := inputs[counts[i]*pass/passes : counts[i]*(pass+1)/passes]
+			runtime.GC() // the garbage that others left
+			if err := g.slice(c, inputs[len(inputs)-warmups:]); err != nil {
+				return fmt.Errorf("%s: %w", g.id(c), err)
+			}
 			s, err := g.time(c, piece)
 			if err != nil {
 				return fmt.Errorf("%s: %w", g.id(c), err)
@@ -212,9 +221,8 @@ func (r *runner) fill(ctx context.Context, g *group) error {
 	return nil
 }
 
-// time runs a slice. The garbage that others left is collected before.
+// time runs a slice.
 func (g *group) time(c *contestant, inputs []input) (sample, error) {
-	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	began := time.Now()
