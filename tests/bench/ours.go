@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/gormsessions/gormsessions"
+	"github.com/gormsessions/gormsessions/sessioncache"
 	"gorm.io/gorm"
 )
 
@@ -50,18 +51,10 @@ func (s *store) create(name string, sessions *gormsessions.Plugin[UserSession]) 
 	}}
 }
 
-// newCache is the cache of the cached contestant; nil leaves that out. Nobody else
-// writes here, so what it keeps need not grow old.
-//
-// TODO: return sessioncache.New(sessioncache.Config{TTL: gormsessions.Never}), and
-// nothing else, once that package is there.
-func newCache() (gormsessions.Cache, error) { return nil, nil }
-
-// cached authenticates through newCache, where every session has been asked for
-// before.
+// cached authenticates with a cache, where every session has been asked for before.
 func (s *store) cached(name string) (*contestant, error) {
-	cache, err := newCache()
-	if cache == nil || err != nil {
+	cache, err := sessioncache.New(sessioncache.Config{TTL: gormsessions.Never, MaxEntries: 2 << 20})
+	if err != nil {
 		return nil, err
 	}
 	config := config
