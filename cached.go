@@ -409,7 +409,7 @@ var (
 
 // noticeRawQuery notices SQL of the application's own that writes and returns rows.
 func (b *binding) noticeRawQuery(db *gorm.DB) {
-	if len(db.Statement.Clauses) > 0 || b.directOf(db) != nil {
+	if len(db.Statement.Clauses) > 0 {
 		return
 	}
 	if writing.MatchString(locking.ReplaceAllString(db.Statement.SQL.String(), "")) {

@@ -37,7 +37,8 @@ type plan struct {
 	fields []target
 	rows   sync.Pool // of *row
 
-	clauses, conditions int // that the model itself adds to every query (soft deletion)
+	table, tableExpr    string
+	clauses, conditions int // of the statement, with those that the model itself adds (soft deletion)
 
 	statement prepared
 }
@@ -105,17 +106,24 @@ func (b *binding) newPlan(owned bool) *plan {
 	}
 	p.rows.New = func() any { return p.newRow() }
 
-	own := fresh().Clauses().Statement
-	for _, c := range b.schema.QueryClauses {
+	p.table, p.tableExpr = fromOf(stmt)
+
+	own := fresh().Where(nothing).Statement
+	for _, c := range append(slices.Clip(b.schema.QueryClauses), clause.Interface(clause.From{}), clause.Select{}) {
 		own.AddClause(c)
 	}
-	p.clauses, p.conditions = len(own.Clauses), conditions(own)
+	where, _ := own.Clauses["WHERE"].Expression.(clause.Where)
+	p.clauses, p.conditions = len(own.Clauses)+1, len(where.Exprs)
 	return p
 }
 
-func conditions(stmt *gorm.Statement) int {
-	where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
-	return len(where.Exprs)
+// fromOf is the table that a statement asks, and its SQL where that is another than
+// the name: a schema's.
+func fromOf(stmt *gorm.Statement) (table, expr string) {
+	if stmt.TableExpr != nil {
+		expr = stmt.TableExpr.SQL
+	}
+	return stmt.Table, expr
 }
 
 // plans are a binding's, made when they are first asked for.
@@ -163,28 +171,25 @@ func isWithOwner(scope Scope) bool {
 	return reflect.ValueOf(scope).Pointer() == reflect.ValueOf(WithOwner).Pointer()
 }
 
-// direct is one look-up by a plan: its statement, that statement's context, by which
-// the plugin's callbacks know it, and the statement's pool, which scans too.
+// direct is one look-up by a plan. Others see a statement that has its condition, which
+// is the look-up itself, and no SQL yet: that is written when GORM would build it, if
+// nobody has added to the statement. Then the look-up is the statement's pool too, to
+// scan what it asks.
 type direct struct {
-	context.Context
-	plan    *plan
-	pool    gorm.ConnPool
-	session reflect.Value
-	values  []any
-	found   bool
-	refused bool
-	db      gorm.DB
-	stmt    gorm.Statement
+	*binding
+	plan                  *plan
+	digests               digests
+	now                   time.Time
+	session               reflect.Value
+	pool                  gorm.ConnPool // the statement's own
+	refused, asked, found bool
+	db                    gorm.DB
+	stmt                  gorm.Statement
 }
 
-type directKey struct{}
+const directClause = "gormsessions:direct"
 
-func (d *direct) Value(key any) any {
-	if key == (directKey{}) {
-		return d
-	}
-	return d.Context.Value(key)
-}
+var directClauses = []string{directClause} // all that GORM builds
 
 // direct looks a session up by a plan, or says errIndirect. The digests are all the
 // hashers'.
@@ -192,20 +197,15 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 	if p == nil || len(list)+1 != len(p.filled) || !plain(from) || !b.plans.intact() {
 		return errIndirect
 	}
-	d := &direct{Context: ctx, plan: p, session: reflect.ValueOf(session).Elem()}
-	d.values = make([]any, len(p.vars))
-	copy(d.values, p.vars)
-	for _, v := range p.filled {
-		if v.digest == isTime {
-			d.values[v.at] = now
-		} else {
-			d.values[v.at] = boundDigest(list[v.digest])
-		}
-	}
+	d := &direct{binding: b, plan: p, digests: list, now: now, session: reflect.ValueOf(session).Elem()}
 	d.db.Config, d.db.Statement = from.Config, &d.stmt
 	d.stmt.DB, d.stmt.ConnPool, d.stmt.SkipHooks = &d.db, from.Statement.ConnPool, from.Statement.SkipHooks
-	d.stmt.Context, d.stmt.Clauses = d, map[string]clause.Clause{}
-	d.stmt.Model, d.stmt.Dest = session, session
+	d.stmt.Context, d.stmt.Model, d.stmt.Dest = ctx, session, session
+	d.stmt.BuildClauses = directClauses
+	d.stmt.Clauses = map[string]clause.Clause{
+		"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: []clause.Expression{d}}},
+		directClause: {Expression: fixed{d}},
+	}
 	if from != b.root {
 		from.Statement.Settings.Range(func(key, value any) bool {
 			d.stmt.Settings.Store(key, value)
@@ -223,6 +223,8 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 	case d.refused:
 		b.plans.off.Store(true)
 		return errIndirect
+	case !d.asked: // another plugin has answered, or refused: it may judge by the whole statement
+		return errIndirect
 	case d.db.Error != nil:
 		return d.db.Error
 	case d.db.RowsAffected == 0:
@@ -235,9 +237,13 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 // itself.
 func plain(db *gorm.DB) bool {
 	s := db.Statement
-	return db.Error == nil && !db.DryRun && len(s.Clauses) == 0 && s.Table == "" && s.TableExpr == nil && !s.Unscoped && !s.Distinct &&
-		len(s.Selects) == 0 && len(s.Omits) == 0 && len(s.Joins) == 0 && len(s.Preloads) == 0 && len(s.ColumnMapping) == 0 &&
-		s.SQL.Len() == 0 && !s.RaiseErrorOnNotFound && !scoped(s)
+	return db.Error == nil && !db.DryRun && len(s.Clauses) == 0 && s.Table == "" && s.TableExpr == nil &&
+		len(s.Preloads) == 0 && s.SQL.Len() == 0 && !scoped(s) && usual(s)
+}
+
+func usual(s *gorm.Statement) bool {
+	return !s.Unscoped && !s.Distinct && !s.RaiseErrorOnNotFound &&
+		len(s.Selects) == 0 && len(s.Omits) == 0 && len(s.Joins) == 0 && len(s.ColumnMapping) == 0
 }
 
 var scopesOf, scopesKnown = reflect.TypeFor[gorm.Statement]().FieldByName("scopes")
@@ -246,31 +252,63 @@ func scoped(s *gorm.Statement) bool {
 	return !scopesKnown || reflect.ValueOf(s).Elem().FieldByIndex(scopesOf.Index).Len() > 0
 }
 
-func (b *binding) directOf(db *gorm.DB) *direct {
-	if !b.mine(db.Statement) {
-		return nil
+// untouched reports whether the statement is as it was begun, but for what GORM adds
+// to each.
+func (d *direct) untouched() bool {
+	s, p := &d.stmt, d.plan
+	if table, expr := fromOf(s); table != p.table || expr != p.tableExpr || !usual(s) || s.Dest != d.session.Addr().Interface() || len(s.Clauses) != p.clauses {
+		return false
 	}
-	if d, ok := db.Statement.Context.Value(directKey{}).(*direct); ok && db.Statement == &d.stmt {
-		return d
+	for _, c := range s.Clauses {
+		if c.BeforeExpression != nil || c.AfterNameExpression != nil || c.AfterExpression != nil || c.Builder != nil {
+			return false
+		}
 	}
-	return nil
+	where, _ := s.Clauses["WHERE"].Expression.(clause.Where)
+	from, _ := s.Clauses["FROM"].Expression.(clause.From)
+	selected, _ := s.Clauses["SELECT"].Expression.(clause.Select)
+	if len(where.Exprs) != p.conditions || where.Exprs[0] != clause.Expression(d) || len(from.Tables)+len(from.Joins) > 0 ||
+		selected.Expression != nil || selected.Distinct {
+		return false
+	}
+	// With QueryFields GORM names the columns.
+	return len(selected.Columns) == 0 || slices.EqualFunc(selected.Columns, d.schema.DBNames, func(c clause.Column, name string) bool {
+		return c == clause.Column{Table: s.Table, Name: name}
+	})
 }
 
-// beginDirect gives a direct look-up its statement, just before GORM would build one.
-func (b *binding) beginDirect(db *gorm.DB) {
-	d := b.directOf(db)
-	if d == nil || db.Error != nil || d.stmt.SQL.Len() > 0 {
+// Build makes a look-up a condition, for statements that others make of this one.
+func (d *direct) Build(builder clause.Builder) {
+	group{d.digestIn(d.digests), d.binding.active(d.now)}.Build(builder)
+}
+
+// fixed is the whole statement of a look-up, as GORM builds it.
+type fixed struct{ *direct }
+
+// Build implements [clause.Expression].
+func (f fixed) Build(builder clause.Builder) {
+	d := f.direct
+	if !d.untouched() {
+		d.refused = true
+		_ = builder.AddError(errIndirect)
 		return
 	}
-	d.stmt.SQL.WriteString(d.plan.sql)
-	d.stmt.Vars = d.values
+	_, _ = builder.WriteString(d.plan.sql)
+	d.stmt.Vars = slices.Clone(d.plan.vars)
+	for _, v := range d.plan.filled {
+		if v.digest == isTime {
+			d.stmt.Vars[v.at] = d.now
+		} else {
+			d.stmt.Vars[v.at] = boundDigest(d.digests[v.digest])
+		}
+	}
 	d.pool, d.stmt.ConnPool = d.stmt.ConnPool, d
 }
 
-// endDirect ends it, before preloads and hooks.
+// endDirect ends a look-up's query, before preloads and hooks.
 func (b *binding) endDirect(db *gorm.DB) {
-	d := b.directOf(db)
-	if d == nil || d.pool == nil {
+	d, ok := db.Statement.ConnPool.(*direct)
+	if !ok || db.Statement != &d.stmt {
 		return
 	}
 	d.stmt.ConnPool = d.pool
@@ -281,31 +319,25 @@ func (b *binding) endDirect(db *gorm.DB) {
 
 // QueryContext runs the statement for gorm:query, and takes the row itself: what it
 // returns has been read.
-func (d *direct) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	s, p := &d.stmt, d.plan
-	if query != p.sql || len(s.Clauses) != p.clauses || conditions(s) != p.conditions || s.Unscoped ||
-		len(s.Selects) > 0 || len(s.Omits) > 0 || len(s.Joins) > 0 || s.TableExpr != nil || s.Table != s.Schema.Table {
-		d.refused = true
-		return nil, errIndirect
+func (d *direct) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
+	p := d.plan
+	if query != p.sql { // of a statement that another plugin made of this one
+		return d.pool.QueryContext(ctx, query, args...)
 	}
-	if ctx == context.Context(d) {
-		ctx = d.Context
-	}
-	rows, err := p.query(ctx, d.pool, d.db.Name(), query, args)
-	if err != nil {
+	d.asked = true
+	if rows, err = p.query(ctx, d.pool, d.db.Name(), query, args); err != nil {
 		return nil, err
 	}
-	if rows.Next() {
+	defer func() { // also when a Scan of the application's panics
+		if closing := rows.Close(); err == nil {
+			err = closing
+		}
+	}()
+	if rows.Next() { // what fails here, GORM asks the rows for
 		err = p.scan(ctx, rows, d.session)
 		d.found = err == nil
 	}
-	if closing := rows.Close(); err == nil {
-		err = closing
-	}
-	if err != nil {
-		return nil, err
-	}
-	return rows, nil
+	return rows, err
 }
 
 // The rest of gorm.ConnPool is the pool's own.
@@ -353,10 +385,13 @@ func poolOf(pool gorm.ConnPool) *sql.DB {
 }
 
 // prepared is a statement of the plugin's own, prepared on each pool that it is run on:
-// the application's, or one of dbresolver's.
+// the application's, or one of dbresolver's. There may be ever new ones, so their
+// number is limited.
 type prepared struct {
 	list atomic.Pointer[map[*sql.DB]*sql.Stmt]
 }
+
+const maxPools = 16
 
 // on is the statement on db; nil where it cannot be prepared, or need not be: pgx
 // prepares what it is given, unless the application told it not to.
@@ -369,6 +404,9 @@ func (p *prepared) on(ctx context.Context, db *sql.DB, dialect, query string) *s
 		if list != nil {
 			if stmt := (*list)[db]; stmt != nil {
 				return stmt
+			}
+			if len(*list) >= maxPools {
+				return nil
 			}
 		}
 		stmt, err := db.PrepareContext(ctx, query)
@@ -450,7 +488,7 @@ func slotFor(f *schema.Field) slot {
 	switch {
 	case !f.Readable:
 		return &sink{}
-	case f.Serializer != nil:
+	case f.Serializer != nil, behindPointer(f): // NULL makes no struct there
 		return &byGORM{}
 	case f.FieldType.Kind() == reflect.Pointer && f.FieldType.Elem() == f.IndirectFieldType:
 		return byAddress{}
@@ -482,6 +520,12 @@ func slotFor(f *schema.Field) slot {
 		return &byNumber[time.Duration]{}
 	}
 	return &byGORM{}
+}
+
+// behindPointer reports whether a field is in a struct that is embedded by a pointer:
+// GORM makes such an index negative.
+func behindPointer(f *schema.Field) bool {
+	return slices.ContainsFunc(f.StructField.Index, func(i int) bool { return i < 0 })
 }
 
 // sink is for a column that GORM does not read.
@@ -593,10 +637,11 @@ func (s *byNumber[V]) Scan(src any) error {
 
 // insertion is the part of a session's INSERT that never changes.
 type insertion struct {
-	head, tail string
-	fields     []*schema.Field
-	statement  prepared
-	text       atomic.Pointer[string] // what was prepared
+	table, tableExpr string
+	head, tail       string
+	fields           []*schema.Field
+	statement        prepared
+	text             atomic.Pointer[string] // what was prepared
 }
 
 // newInsertion has GORM build the INSERT of a row of zeros; nil where one is not like
@@ -606,16 +651,21 @@ func (b *binding) newInsertion() *insertion {
 		return nil
 	}
 	in := &insertion{}
+	db := b.root.Session(&gorm.Session{NewDB: true}).Model(b.value()).Omit(b.ownerName()...)
+	if db.Statement.Parse(db.Statement.Model) != nil {
+		return nil
+	}
 	values := clause.Values{Values: [][]any{nil}}
+	chosen, _ := db.Statement.SelectAndOmitColumns(true, false)
 	for _, name := range b.schema.DBNames {
+		if keep, said := chosen[name]; said && !keep { // GORM only reads it
+			continue
+		}
 		in.fields = append(in.fields, b.schema.FieldsByDBName[name])
 		values.Columns = append(values.Columns, clause.Column{Name: name})
 		values.Values[0] = append(values.Values[0], clause.Expr{SQL: "0"})
 	}
-	db := b.root.Session(&gorm.Session{NewDB: true}).Model(b.value())
-	if db.Statement.Parse(db.Statement.Model) != nil {
-		return nil
-	}
+	in.table, in.tableExpr = fromOf(db.Statement)
 	db.Statement.AddClause(clause.Insert{})
 	db.Statement.AddClause(values)
 	db.Statement.Build(b.root.Callback().Create().Clauses...)
@@ -630,17 +680,23 @@ func (b *binding) newInsertion() *insertion {
 }
 
 // beginInsert writes the INSERT of one session, just before GORM would build the same.
+// A callback of another plugin's that comes between would see a finished statement:
+// where there is one, GORM builds it.
 func (b *binding) beginInsert(db *gorm.DB) {
 	stmt := db.Statement
 	if !b.mine(stmt) || db.Error != nil || db.DryRun || stmt.SQL.Len() > 0 || len(stmt.Clauses) > 0 || stmt.Unscoped || len(stmt.Selects) > 0 ||
-		len(stmt.ColumnMapping) > 0 || stmt.Table != b.schema.Table || stmt.TableExpr != nil || !slices.Equal(stmt.Omits, b.ownerName()) ||
-		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType {
+		len(stmt.ColumnMapping) > 0 || !slices.Equal(stmt.Omits, b.ownerName()) ||
+		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType || !b.aloneInCreates() {
 		return
 	}
 	in := b.plans.insert()
 	if _, filled := db.InstanceGet(snapshots); in == nil || !filled {
 		return
 	}
+	if table, expr := fromOf(stmt); table != in.table || expr != in.tableExpr {
+		return
+	}
+	now := db.NowFunc()
 	stmt.SQL.Grow(len(in.head) + 4*len(in.fields) + len(in.tail))
 	stmt.SQL.WriteString(in.head)
 	stmt.Vars = make([]any, 0, len(in.fields))
@@ -652,7 +708,7 @@ func (b *binding) beginInsert(db *gorm.DB) {
 				_ = db.AddError(f.Set(stmt.Context, stmt.ReflectValue, f.DefaultValueInterface))
 				value = f.DefaultValueInterface
 			case f.AutoCreateTime > 0 || f.AutoUpdateTime > 0:
-				_ = db.AddError(f.Set(stmt.Context, stmt.ReflectValue, db.NowFunc()))
+				_ = db.AddError(f.Set(stmt.Context, stmt.ReflectValue, now))
 				value, _ = f.ValueOf(stmt.Context, stmt.ReflectValue)
 			}
 		}
@@ -693,17 +749,19 @@ func (i *inserter) ExecContext(ctx context.Context, query string, args ...any) (
 }
 
 // alone reports whether storing a session is one statement, which needs no
-// transaction: no limit, hook, association or other plugin has a part in it.
+// transaction: no limit, hook, association, other plugin or value that the database
+// returns has a part in it.
 func (c call) alone(session any) bool {
 	s := c.schema
-	if c.maxPerOwner > 0 || s.BeforeSave || s.BeforeCreate || s.AfterSave || s.AfterCreate || !c.aloneInCreates() {
+	if c.maxPerOwner > 0 || s.BeforeSave || s.BeforeCreate || s.AfterSave || s.AfterCreate || c.plans.insert() == nil ||
+		len(c.db.Statement.Clauses) > 0 || !c.aloneInCreates() {
 		return false
 	}
 	v := reflect.ValueOf(session).Elem()
 	own := &s.Relationships
 	for _, list := range [][]*schema.Relationship{own.BelongsTo, own.HasOne, own.HasMany, own.Many2Many} {
 		for _, rel := range list {
-			if rel != c.owner && !rel.Field.ReflectValueOf(c.db.Statement.Context, v).IsZero() {
+			if _, none := rel.Field.ValueOf(c.db.Statement.Context, v); rel != c.owner && !none {
 				return false
 			}
 		}
@@ -711,17 +769,35 @@ func (c call) alone(session any) bool {
 	return true
 }
 
+// gormsCreates are the callbacks of creates that GORM registers, and dbresolver's,
+// which only chooses the pool.
+var gormsCreates = []string{
+	"gorm:begin_transaction", "gorm:before_create", "gorm:save_before_associations", "gorm:create",
+	"gorm:save_after_associations", "gorm:after_create", "gorm:commit_or_rollback_transaction", "gorm:db_resolver",
+}
+
 // aloneInCreates reports whether all callbacks of creates are GORM's and the plugin's.
 // GORM does not list them.
 func (b *binding) aloneInCreates() bool {
 	list := reflect.ValueOf(b.root.Callback().Create()).Elem().FieldByName("callbacks")
-	if !list.IsValid() || list.Kind() != reflect.Slice {
+	if !list.IsValid() || list.Kind() != reflect.Slice || list.Len() == 0 {
 		return false
 	}
+	one := list.Type().Elem().Elem()
+	name, named := one.FieldByName("name")
+	replace, known := one.FieldByName("replace")
+	if !named || !known {
+		return false
+	}
+	var gorms [8]bool
 	for i := range list.Len() {
-		name := list.Index(i).Elem().FieldByName("name")
-		if !name.IsValid() || !strings.HasPrefix(name.String(), "gorm") {
+		c := list.Index(i).Elem()
+		at := slices.Index(gormsCreates, c.FieldByIndex(name.Index).String())
+		if c.FieldByIndex(replace.Index).Bool() || at >= 0 && gorms[at] || at < 0 && !strings.HasPrefix(c.FieldByIndex(name.Index).String(), "gormsessions:") {
 			return false
+		}
+		if at >= 0 {
+			gorms[at] = true
 		}
 	}
 	return true

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"gorm.io/datatypes"
 	"gorm.io/gorm"
+	"gorm.io/gorm/callbacks"
 	"gorm.io/gorm/clause"
 	"gorm.io/gorm/schema"
 )
@@ -109,7 +110,6 @@ func (b *binding) directCallbacks() []callback {
 	return []callback{
 		{prefix + "begin_insert", create, create.Get, create.After(prefix + "begin_limited").Before("gorm:create"), b.beginInsert},
 		{prefix + "end_insert", create, create.Get, create.After("gorm:create").Before(prefix + "end_limited"), b.endInsert},
-		{prefix + "begin_direct", query, query.Get, query.Before("gorm:query"), b.beginDirect},
 		{prefix + "end_direct", query, query.Get, query.After("gorm:query").Before("gorm:preload"), b.endDirect},
 	}
 }
@@ -128,7 +128,8 @@ func (b *binding) register() error {
 		}
 		return fmt.Errorf("gormsessions: register the callback %s: %w", c.name, err)
 	}
-	b.registered, b.plans.callbacks = needed, direct
+	// Who takes the place of GORM's own query may ask otherwise.
+	b.registered, b.plans.callbacks = needed, append(direct, callback{name: "gorm:query", get: b.root.Callback().Query().Get, handle: callbacks.Query})
 	return nil
 }
 

@@ -18,8 +18,8 @@ import (
 	"gorm.io/gorm"
 )
 
-// built is a scope that changes nothing; a look-up with it goes past the cache.
-func built(db *gorm.DB) *gorm.DB { return db }
+// pastCache is a scope that changes nothing; a look-up with it goes past the cache.
+func pastCache(db *gorm.DB) *gorm.DB { return db }
 
 // cachedEnv has a plugin with a cache.
 type cachedEnv struct {
@@ -57,7 +57,7 @@ func (e cachedEnv) same(what string, v *UserSession) {
 	e.t.Helper()
 	for _, scopes := range [][]gormsessions.Scope{nil, {gormsessions.WithOwner}} {
 		got, err := e.sessions.Lookup(e.ctx, string(v.Token), scopes...)
-		stored, wanted := e.sessions.Lookup(e.ctx, string(v.Token), append(scopes, built)...)
+		stored, wanted := e.sessions.Lookup(e.ctx, string(v.Token), append(scopes, pastCache)...)
 		if err != wanted || !reflect.DeepEqual(got, stored) {
 			e.t.Errorf("%s: with the cache %v, %+v; the database has %v, %+v", what, err, got, wanted, stored)
 		}
@@ -236,7 +236,7 @@ func (s suite) cache(t *testing.T) {
 			must(t, write(copyOf(v)))
 			e.clock.Advance(time.Second)
 			e.same(name, v)
-			if now, err := e.sessions.Lookup(e.ctx, string(v.Token), gormsessions.WithOwner, built); err == nil && reflect.DeepEqual(now, before) &&
+			if now, err := e.sessions.Lookup(e.ctx, string(v.Token), gormsessions.WithOwner, pastCache); err == nil && reflect.DeepEqual(now, before) &&
 				!strings.Contains("another model Raw Rows the owner, Update by text", name) {
 				t.Errorf("%s changed nothing", name)
 			}

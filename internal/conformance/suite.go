@@ -104,6 +104,7 @@ func Run(t *testing.T, d Database, v Variant) {
 		{"rotate", suite.rotate, true},
 		{"limit", suite.limit, true},
 		{"cache", suite.cache, true},
+		{"direct", suite.direct, true},
 		{"prune", suite.prune, false},
 		{"events", suite.events, true},
 		{"token", suite.token, false},
