@@ -319,23 +319,22 @@ func (b *binding) endDirect(db *gorm.DB) {
 
 // QueryContext runs the statement for gorm:query, and takes the row itself: what it
 // returns has been read.
-func (d *direct) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
+func (d *direct) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	p := d.plan
 	if query != p.sql { // of a statement that another plugin made of this one
 		return d.pool.QueryContext(ctx, query, args...)
 	}
 	d.asked = true
-	if rows, err = p.query(ctx, d.pool, d.db.Name(), query, args); err != nil {
+	rows, err := p.query(ctx, d.pool, d.db.Name(), query, args)
+	if err != nil {
 		return nil, err
 	}
-	defer func() { // also when a Scan of the application's panics
-		if closing := rows.Close(); err == nil {
-			err = closing
-		}
-	}()
-	if rows.Next() { // what fails here, GORM asks the rows for
+	if rows.Next() { // if that fails, GORM asks the rows why
 		err = p.scan(ctx, rows, d.session)
 		d.found = err == nil
+	}
+	if closing := rows.Close(); err == nil {
+		err = closing
 	}
 	return rows, err
 }
@@ -472,6 +471,7 @@ func (p *plan) scan(ctx context.Context, rows *sql.Rows, session reflect.Value) 
 		r.dests[i] = r.slots[i].dest(ctx, t.field, holder(t))
 	}
 	err = rows.Scan(r.dests...)
+	defer func() { _ = rows.Close() }() // if a serializer panics; a panic within Scan locks the rows
 	for i, t := range p.fields {
 		if failed := r.slots[i].done(ctx, t.field, holder(t)); err == nil {
 			err = failed

@@ -2,13 +2,17 @@ package conformance
 
 import (
 	"context"
+	"crypto"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +20,9 @@ import (
 	"github.com/gormsessions/gormsessions"
 	"gorm.io/datatypes"
 	"gorm.io/gorm"
+	"gorm.io/gorm/callbacks"
 	"gorm.io/gorm/clause"
+	"gorm.io/gorm/schema"
 )
 
 // Named types of the basic kinds.
@@ -51,13 +57,24 @@ type Fuse string
 
 func (f *Fuse) Scan(src any) error {
 	*f = Fuse(fmt.Sprintf("%s", src))
-	switch *f {
-	case "error":
+	if *f == "error" {
 		return errHook
-	case "panic":
-		panic("a Scan of the application's")
 	}
 	return nil
+}
+
+// Bomb is its own serializer, and may explode.
+type Bomb string
+
+func (b *Bomb) Scan(_ context.Context, _ *schema.Field, _ reflect.Value, src any) error {
+	if *b = Bomb(fmt.Sprintf("%s", src)); *b == "panic" {
+		panic("a serializer of the application's")
+	}
+	return nil
+}
+
+func (Bomb) Value(_ context.Context, _ *schema.Field, _ reflect.Value, value any) (any, error) {
+	return fmt.Sprint(value), nil
 }
 
 // Kinds has a field of each kind that GORM reads and writes.
@@ -507,6 +524,11 @@ func (s suite) direct(t *testing.T) {
 	})
 
 	t.Run("R28_DirectWritesTheSame", s.writesTheSame)
+	t.Run("R28_DirectWith", s.directWith)
+	t.Run("R28_DirectFails", s.directFails)
+	if s.Variant.Name == plain.Name {
+		t.Run("R28_DirectBesideOthers", s.otherPlugins)
+	}
 }
 
 // writesTheSame: one value is written by both ways, and is the same row.
@@ -561,4 +583,558 @@ func (s suite) writesTheSame(t *testing.T) {
 			t.Errorf("got %v, want %v", got, wanted)
 		}
 	}
+}
+
+// finderKey is what an AfterFind of Probe does, in the context.
+type finderKey struct{}
+
+// Probe runs what its context holds when it is found, and when it is created.
+type Probe struct {
+	gormsessions.Session[User, uint]
+	Tenant string
+	Fuse   Fuse
+	Bomb   Bomb
+	Child  *ProbeChild `gorm:"foreignKey:ProbeID"`
+}
+
+type ProbeChild struct {
+	ID      uint
+	ProbeID uuid.UUID `gorm:"size:36"`
+	Fail    bool      `gorm:"-"`
+}
+
+func (c *ProbeChild) BeforeCreate(*gorm.DB) error {
+	if c.Fail {
+		return errHook
+	}
+	return nil
+}
+
+func (p *Probe) AfterFind(tx *gorm.DB) error {
+	if fn, ok := tx.Statement.Context.Value(finderKey{}).(func(*gorm.DB, *Probe) error); ok {
+		return fn(tx, p)
+	}
+	return nil
+}
+
+// probes is a database with a plugin for Probe, and two sessions of two tenants.
+type probes struct {
+	*env
+	sessions *gormsessions.Plugin[Probe]
+	one, two *Probe
+}
+
+func (s suite) probe(t *testing.T) *probes {
+	t.Helper()
+	db, dialect, c, log := s.open(t)
+	p := &probes{env: &env{t: t, ctx: t.Context(), db: db, dialect: dialect, clock: c, log: log}}
+	must(t, db.AutoMigrate(&User{}))
+	p.sessions = gormsessions.New[Probe](gormsessions.Config{})
+	must(t, db.Use(p.sessions))
+	must(t, db.AutoMigrate(&ProbeChild{}))
+	p.user = p.newUser("ada")
+	p.one, p.two = p.make("one"), p.make("two")
+	for _, v := range []*Probe{p.one, p.two} {
+		must(t, p.sessions.Create(p.ctx, v))
+	}
+	return p
+}
+
+// beside opens the database anew, with what other plugins register before ours and
+// after it.
+func (p *probes) beside(s suite, t *testing.T, before, after func(*gorm.DB)) *probes {
+	t.Helper()
+	db := s.again(t, p.dialect, p.clock, p.log)
+	q := &probes{env: &env{t: t, ctx: t.Context(), db: db, dialect: p.dialect, clock: p.clock, log: p.log, user: p.user}, one: p.one, two: p.two}
+	before(db)
+	q.sessions = gormsessions.New[Probe](gormsessions.Config{SkipMigrate: true})
+	must(t, db.Use(q.sessions))
+	after(db)
+	return q
+}
+
+func (p *probes) make(tenant string) *Probe {
+	v := &Probe{Tenant: tenant, Fuse: "whole"}
+	v.OwnerID = p.user.ID
+	return v
+}
+
+// lookup looks one up by both ways and has them agree.
+func (p *probes) lookup(ctx context.Context, sessions *gormsessions.Plugin[Probe], what string, v *Probe) (*Probe, error) {
+	p.t.Helper()
+	for _, scopes := range [][]gormsessions.Scope{nil, {gormsessions.WithOwner}} {
+		got, err := sessions.Lookup(ctx, string(v.Token), scopes...)
+		wanted, builderErr := sessions.Lookup(ctx, string(v.Token), append(scopes, byBuilder)...)
+		same(p.t, what, got, wanted, err, builderErr)
+	}
+	return sessions.Lookup(ctx, string(v.Token))
+}
+
+func (p *probes) isFound(ctx context.Context, what string, v *Probe) *Probe {
+	p.t.Helper()
+	got, err := p.lookup(ctx, p.sessions, what, v)
+	if err != nil {
+		p.t.Errorf("%s: %v", what, err)
+		return nil
+	}
+	want(p.t, what, got.ID, v.ID)
+	return got
+}
+
+type tenantKey struct{}
+
+func nobody(*gorm.DB) {}
+
+// ofProbe is a callback for statements on Probe alone.
+func ofProbe(fn func(*gorm.DB)) func(*gorm.DB) {
+	return func(db *gorm.DB) {
+		if db.Statement.Schema != nil && db.Statement.Schema.Name == "Probe" {
+			fn(db)
+		}
+	}
+}
+
+// tenancy limits queries to the context's tenant, but for SQL of the application's own.
+func tenancy(db *gorm.DB) {
+	if tenant, ok := db.Statement.Context.Value(tenantKey{}).(string); ok && db.Statement.SQL.Len() == 0 {
+		db.Where("tenant = ?", tenant)
+	}
+}
+
+// commented is a pool that writes a comment into queries.
+type commented struct {
+	gorm.ConnPool
+	asked *int
+}
+
+func (c commented) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	*c.asked++
+	return c.ConnPool.QueryContext(ctx, "/* asked */ "+query, args...)
+}
+
+// begins is a pool that counts transactions.
+type begins struct {
+	*sql.DB
+	n int
+}
+
+func (b *begins) BeginTx(ctx context.Context, opts *sql.TxOptions) (gorm.ConnPool, error) {
+	b.n++
+	return b.DB.BeginTx(ctx, opts)
+}
+
+func (s suite) otherPlugins(t *testing.T) {
+	shared := s.probe(t)
+	each := func(t *testing.T, place string, fn func(*gorm.DB), check func(*testing.T, *probes)) {
+		t.Helper()
+		register := func(db *gorm.DB) { must(t, db.Callback().Query().Before(place).Register("other", ofProbe(fn))) }
+		t.Run("before ours", func(t *testing.T) { check(t, shared.beside(s, t, register, nobody)) })
+		t.Run("after ours", func(t *testing.T) { check(t, shared.beside(s, t, nobody, register)) })
+	}
+	for _, place := range []string{"gorm:query", "*"} {
+		t.Run("tenancy before "+place, func(t *testing.T) {
+			each(t, place, tenancy, func(t *testing.T, p *probes) {
+				of := func(tenant string) context.Context { return context.WithValue(p.ctx, tenantKey{}, tenant) }
+				for range 2 {
+					for range 2 {
+						_, err := p.lookup(of("two"), p.sessions, "another tenant's", p.one)
+						want(t, "another tenant's", err, gormsessions.ErrNoSession)
+						p.isFound(of("one"), "the tenant's", p.one)
+					}
+					p.isFound(p.ctx, "no tenant's", p.one)
+				}
+			})
+		})
+	}
+	calls := 0
+	for name, fn := range map[string]func(*gorm.DB){
+		"error":         func(db *gorm.DB) { _ = db.AddError(errHook) },
+		"no conditions": func(db *gorm.DB) { wantConditions(db) },
+		"Or":            func(db *gorm.DB) { db.Or("tenant = 'two'") },
+		"Select":        func(db *gorm.DB) { db.Statement.Selects = []string{"id"} },
+		"Omit":          func(db *gorm.DB) { db.Statement.Omits = []string{"tenant"} },
+		"Select clause": func(db *gorm.DB) {
+			db.Statement.AddClause(clause.Select{Columns: []clause.Column{{Name: "id"}}})
+		},
+		"From clause": func(db *gorm.DB) {
+			db.Statement.AddClause(clause.From{Tables: []clause.Table{{Name: "nowhere"}}})
+		},
+		"hint":            func(db *gorm.DB) { hint(db, "WHERE") },
+		"Unscoped":        func(db *gorm.DB) { db.Statement.Unscoped = true },
+		"Distinct":        func(db *gorm.DB) { db.Statement.Distinct = true },
+		"Table":           func(db *gorm.DB) { db.Statement.Table = "nowhere" },
+		"Joins":           func(db *gorm.DB) { db.Joins("Owner") },
+		"Preload":         func(db *gorm.DB) { db.Preload("Child") },
+		"RaiseErrorOn":    func(db *gorm.DB) { db.Statement.RaiseErrorOnNotFound = true },
+		"Order":           func(db *gorm.DB) { db.Order("tenant") },
+		"mapped columns":  func(db *gorm.DB) { db.Statement.ColumnMapping = map[string]string{"tenant": "nowhere"} },
+		"another context": func(db *gorm.DB) { db.Statement.Context = context.Background() },
+		"wrapped context": func(db *gorm.DB) { db.Statement.Context = context.WithValue(db.Statement.Context, tenantKey{}, 1) },
+		"wrapped pool": func(db *gorm.DB) {
+			if _, ok := db.Statement.ConnPool.(commented); !ok {
+				db.Statement.ConnPool = commented{db.Statement.ConnPool, &calls}
+			}
+		},
+		"a count within": func(db *gorm.DB) {
+			if _, ok := db.Get("counting"); ok {
+				return
+			}
+			var n int64
+			_ = db.AddError(db.Session(&gorm.Session{}).Set("counting", true).Model(&Probe{}).Count(&n).Error)
+			if _, grouped := db.Statement.Context.Value(finderKey{}).(string); grouped && n != 1 {
+				_ = db.AddError(fmt.Errorf("counted %d", n))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, "gorm:query", func(db *gorm.DB) {
+				if _, ok := db.Statement.Context.Value(tenantKey{}).(string); ok {
+					fn(db)
+				}
+			}, func(t *testing.T, p *probes) {
+				ctx := context.WithValue(context.WithValue(p.ctx, tenantKey{}, "one"), finderKey{}, "count")
+				for range 2 {
+					_, _ = p.lookup(ctx, p.sessions, name, p.one)
+					p.isFound(p.ctx, "without it", p.one)
+				}
+				// What adds nothing to the statement leaves it the fixed one.
+				adds := !slices.Contains([]string{"error", "no conditions", "Preload", "another context", "wrapped context", "wrapped pool", "a count within"}, name)
+				w := watchQueries(t, p.db)
+				way := w.way(t, func() { _, _ = p.sessions.Lookup(p.ctx, string(p.one.Token)) })
+				want(t, "afterwards GORM builds it", way == built, adds)
+			})
+		})
+	}
+	want(t, "the wrapped pool was used", calls > 0, true)
+
+	t.Run("another query", func(t *testing.T) {
+		for name, fn := range map[string]func(*gorm.DB){
+			"fails": func(db *gorm.DB) { _ = db.AddError(errHook) },
+			"counts": func(db *gorm.DB) {
+				callbacks.Query(db)
+				if db.Error == nil && db.RowsAffected != 1 && db.Statement.Dest != nil {
+					_ = db.AddError(fmt.Errorf("%d rows", db.RowsAffected))
+				}
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				p := shared.beside(s, t, nobody, nobody)
+				p.isFound(p.ctx, "by GORM's own", p.one)
+				must(t, p.db.Callback().Query().Replace("gorm:query", fn))
+				_, err := p.lookup(p.ctx, p.sessions, name, p.one)
+				want(t, "fails", errors.Is(err, errHook), name == "fails")
+			})
+		}
+	})
+
+	t.Run("ours are removed", func(t *testing.T) {
+		for _, name := range []string{"end_direct", "begin_insert", "end_insert"} {
+			p := shared.beside(s, t, nobody, nobody)
+			p.isFound(p.ctx, "before", p.one)
+			must(t, p.db.Callback().Query().Remove(p.sessions.Name()+":"+name))
+			must(t, p.db.Callback().Create().Remove(p.sessions.Name()+":"+name))
+			p.isFound(p.ctx, "without "+name, p.one)
+			v := p.make("three")
+			must(t, p.sessions.Create(p.ctx, v))
+			p.isFound(p.ctx, "created without "+name, v)
+		}
+	})
+
+	t.Run("creates", func(t *testing.T) {
+		type register = func(*testing.T, *gorm.DB)
+		before := func(fn func(*gorm.DB)) register {
+			return func(t *testing.T, db *gorm.DB) {
+				must(t, db.Callback().Create().Before("gorm:create").Register("other", ofProbe(fn)))
+			}
+		}
+		after := func(name string, fn func(*gorm.DB)) register {
+			return func(t *testing.T, db *gorm.DB) {
+				must(t, db.Callback().Create().After("gorm:create").Register(name, ofProbe(fn)))
+			}
+		}
+		fail := func(db *gorm.DB) { _ = db.AddError(errHook) }
+		for name, c := range map[string]struct {
+			register register
+			tenant   string
+			err      error
+		}{
+			"SetColumn": {before(func(db *gorm.DB) { db.Statement.SetColumn("Tenant", "set") }), "set", nil},
+			"Omit":      {before(func(db *gorm.DB) { db.Statement.Omits = append(db.Statement.Omits, "Tenant") }), "", nil},
+			"Returning": {before(func(db *gorm.DB) { db.Statement.AddClause(clause.Returning{}) }), "given", nil},
+			"values": {after("other", func(db *gorm.DB) {
+				if _, ok := db.Statement.Clauses["VALUES"]; !ok {
+					fail(db)
+				}
+			}), "given", nil},
+			"fails after":             {after("other", fail), "", errHook},
+			"fails after, named gorm": {after("gormless:audit", fail), "", errHook},
+			"fails in GORM's place": {func(t *testing.T, db *gorm.DB) {
+				must(t, db.Callback().Create().Replace("gorm:after_create", ofProbe(fail)))
+			}, "", errHook},
+		} {
+			t.Run(name, func(t *testing.T) {
+				register := func(db *gorm.DB) { c.register(t, db) }
+				for _, p := range []*probes{shared.beside(s, t, register, nobody), shared.beside(s, t, nobody, register)} {
+					for range 2 {
+						rows := func() (n int64) {
+							must(t, p.db.Model(&Probe{}).Count(&n).Error)
+							return n
+						}
+						before, v := rows(), p.make("given")
+						wantErr(t, "Create", p.sessions.Create(p.ctx, v), c.err)
+						if c.err != nil {
+							want(t, "rows after a create that failed", rows(), before)
+							want(t, "token", string(v.Token), "")
+							continue
+						}
+						want(t, "tenant", p.isFound(p.ctx, "created", v).Tenant, c.tenant)
+					}
+				}
+			})
+		}
+	})
+}
+
+// wantConditions refuses a query of all rows.
+func wantConditions(db *gorm.DB) {
+	if _, ok := db.Statement.Clauses["WHERE"]; !ok {
+		_ = db.AddError(gorm.ErrMissingWhereClause)
+	}
+}
+
+// hint writes a comment before a clause.
+func hint(db *gorm.DB, name string) {
+	c := db.Statement.Clauses[name]
+	c.BeforeExpression = clause.Expr{SQL: "/* hint */"}
+	db.Statement.Clauses[name] = c
+}
+
+// directWith: what With was given holds for a look-up, whichever way it goes.
+func (s suite) directWith(t *testing.T) {
+	p := s.probe(t)
+	for name, c := range map[string]struct {
+		with func(*gorm.DB) *gorm.DB
+		err  error
+	}{
+		"Session":     {func(db *gorm.DB) *gorm.DB { return db.Session(&gorm.Session{}) }, nil},
+		"NewDB":       {func(db *gorm.DB) *gorm.DB { return db.Where("1 = 0").Session(&gorm.Session{NewDB: true}) }, nil},
+		"SkipHooks":   {func(db *gorm.DB) *gorm.DB { return db.Session(&gorm.Session{SkipHooks: true}) }, nil},
+		"PrepareStmt": {func(db *gorm.DB) *gorm.DB { return db.Session(&gorm.Session{PrepareStmt: true}) }, nil},
+		"QueryFields": {func(db *gorm.DB) *gorm.DB { return db.Session(&gorm.Session{QueryFields: true}) }, nil},
+		"DryRun":      {func(db *gorm.DB) *gorm.DB { return db.Session(&gorm.Session{DryRun: true}) }, gorm.ErrDryRunModeUnsupported},
+		"Set":         {func(db *gorm.DB) *gorm.DB { return db.Set("a setting", 1) }, nil},
+		"Debug":       {func(db *gorm.DB) *gorm.DB { return db.Debug() }, nil},
+		"Model":       {func(db *gorm.DB) *gorm.DB { return db.Model(&User{}) }, nil},
+		"Where":       {func(db *gorm.DB) *gorm.DB { return db.Where("tenant = ?", "two") }, gormsessions.ErrNoSession},
+		"Where or":    {func(db *gorm.DB) *gorm.DB { return db.Where("1 = 0").Or("tenant = ?", "one") }, nil},
+		"Scopes": {func(db *gorm.DB) *gorm.DB {
+			return db.Scopes(func(db *gorm.DB) *gorm.DB { return db.Where("tenant = ?", "two") })
+		}, gormsessions.ErrNoSession},
+		"Unscoped": {func(db *gorm.DB) *gorm.DB { return db.Unscoped() }, nil},
+		"Preload":  {func(db *gorm.DB) *gorm.DB { return db.Preload("Owner") }, nil},
+		"Joins":    {func(db *gorm.DB) *gorm.DB { return db.Joins("Owner") }, nil},
+		"Offset":   {func(db *gorm.DB) *gorm.DB { return db.Offset(1) }, gormsessions.ErrNoSession},
+		"Select":   {func(db *gorm.DB) *gorm.DB { return db.Select("id") }, gormsessions.ErrInvalidValue},
+		"Omit":     {func(db *gorm.DB) *gorm.DB { return db.Omit("tenant") }, gormsessions.ErrInvalidValue},
+		"alias":    {func(db *gorm.DB) *gorm.DB { return db.Table("? AS s", clause.Table{Name: tableOf(t, p.db, &Probe{})}) }, nil},
+		"error": {func(db *gorm.DB) *gorm.DB {
+			db = db.Session(&gorm.Session{})
+			_ = db.AddError(errHook)
+			return db
+		}, errHook},
+	} {
+		for range 2 {
+			_, err := p.lookup(p.ctx, p.sessions.With(c.with(p.db)), name, p.one)
+			wantErr(t, name, err, c.err)
+			p.isFound(p.ctx, name+", and then without it", p.one)
+		}
+	}
+	// Rows that are not committed, seen in their transaction alone, which rolls back.
+	v := p.make("uncommitted")
+	wantErr(t, "the transaction", p.db.Transaction(func(tx *gorm.DB) error {
+		must(t, p.sessions.With(tx).Create(p.ctx, v))
+		got, err := p.lookup(p.ctx, p.sessions.With(tx), "in its transaction", v)
+		must(t, err)
+		want(t, "in its transaction", got.ID, v.ID)
+		must(t, tx.Model(&Probe{}).Where("id = ?", p.one.ID).Update("tenant", "changed").Error)
+		got, err = p.lookup(p.ctx, p.sessions.With(tx), "changed", p.one)
+		must(t, err)
+		want(t, "changed", got.Tenant, "changed")
+		return errHook
+	}), errHook)
+	_, err := p.lookup(p.ctx, p.sessions, "rolled back", v)
+	want(t, "rolled back", err, gormsessions.ErrNoSession)
+	want(t, "rolled back", p.isFound(p.ctx, "rolled back", p.one).Tenant, "one")
+
+	// From a hook, with its transaction and the look-up's own context.
+	within := context.WithValue(p.ctx, finderKey{}, func(tx *gorm.DB, found *Probe) error {
+		if found.ID == p.one.ID {
+			other, err := p.sessions.With(tx).Lookup(tx.Statement.Context, string(p.two.Token))
+			if err != nil {
+				return err
+			}
+			found.Tenant += " and " + other.Tenant
+		}
+		return nil
+	})
+	want(t, "a look-up within another", p.isFound(within, "within", p.one).Tenant, "one and two")
+	must(t, p.db.Transaction(func(tx *gorm.DB) error {
+		_, err := p.lookup(within, p.sessions.With(tx), "within, in a transaction", p.one)
+		return err
+	}))
+
+	// A create takes a transaction only where another thing has a part in it.
+	pool, err := p.db.DB()
+	must(t, err)
+	spy := &begins{DB: pool}
+	begun := func(v *Probe, edit ...func(*gorm.DB) *gorm.DB) int {
+		t.Helper()
+		tx := p.db.Session(&gorm.Session{Context: p.ctx})
+		tx.Statement.ConnPool = spy
+		spy.n = 0
+		for _, fn := range edit {
+			tx = fn(tx)
+		}
+		must(t, p.sessions.With(tx).Create(p.ctx, v))
+		p.isFound(p.ctx, "created", v)
+		return spy.n
+	}
+	want(t, "transactions of a create", begun(p.make("x")), 0)
+	v = p.make("x")
+	v.Child = &ProbeChild{}
+	if !p.db.SkipDefaultTransaction {
+		want(t, "transactions of a create with a child", begun(v), 1)
+		want(t, "transactions of a create with a clause", begun(p.make("x"), func(db *gorm.DB) *gorm.DB { return db.Clauses(clause.Returning{}) }), 1)
+		v = p.make("x")
+		v.Child = &ProbeChild{Fail: true}
+		wantErr(t, "a child that fails", p.sessions.Create(p.ctx, v), errHook)
+		want(t, "token", string(v.Token), "")
+		var n int64
+		must(t, p.db.Model(&Probe{}).Where("tenant = ?", "x").Count(&n).Error)
+		want(t, "rows", n, 3)
+
+		// What the database returns cannot be read.
+		stamps := gormsessions.New[Stamped](gormsessions.Config{})
+		must(t, p.db.Use(stamps))
+		st := &Stamped{Fuse: "whole"}
+		st.OwnerID = p.user.ID
+		must(t, stamps.Create(p.ctx, st))
+		st = &Stamped{}
+		st.OwnerID = p.user.ID
+		if err := stamps.Create(p.ctx, st); err != nil { // where there is RETURNING
+			n, err := stamps.Count(p.ctx)
+			must(t, err)
+			want(t, "rows", n, 1)
+			want(t, "token", string(st.Token), "")
+		}
+	}
+}
+
+// directFails: what goes wrong is an error of its own, holds no connection, and
+// leaves nothing behind for the next.
+func (s suite) directFails(t *testing.T) {
+	p := s.probe(t)
+	pool, err := p.db.DB()
+	must(t, err)
+	cancelled, cancel := context.WithCancel(p.ctx)
+	cancel()
+	past, cancel := context.WithDeadline(p.ctx, time.Unix(0, 0))
+	defer cancel()
+	for range 2 {
+		_, err := p.lookup(cancelled, p.sessions, "cancelled", p.one)
+		wantErr(t, "cancelled", err, context.Canceled)
+		_, err = p.lookup(past, p.sessions, "past", p.one)
+		wantErr(t, "past", err, context.DeadlineExceeded)
+		wantErr(t, "Create, cancelled", p.sessions.Create(cancelled, p.make("x")), context.Canceled)
+		wantErr(t, "Create, past", p.sessions.Create(past, p.make("x")), context.DeadlineExceeded)
+		p.isFound(p.ctx, "then", p.one)
+	}
+
+	explode := func(_ *gorm.DB, found *Probe) error { panic("an AfterFind of the application's") }
+	panics := func(what string, ctx context.Context, v *Probe) {
+		t.Helper()
+		for _, scopes := range [][]gormsessions.Scope{nil, {byBuilder}, {gormsessions.WithOwner}} {
+			func() {
+				defer func() { want(t, what+": panicked", recover() != nil, true) }()
+				_, _ = p.sessions.Lookup(ctx, string(v.Token), scopes...)
+			}()
+			want(t, what+": connections in use", pool.Stats().InUse, 0)
+			p.isFound(p.ctx, what+", the next", p.one)
+		}
+	}
+	panics("AfterFind", context.WithValue(p.ctx, finderKey{}, explode), p.one)
+	broken := p.make("broken")
+	must(t, p.sessions.Create(p.ctx, broken))
+	must(t, p.db.Model(broken).Update("bomb", Bomb("panic")).Error)
+	panics("serializer", p.ctx, broken)
+	must(t, p.db.Model(broken).Updates(map[string]any{"bomb": Bomb(""), "fuse": "error"}).Error)
+	for range 3 {
+		_, err = p.lookup(p.ctx, p.sessions, "a Scan that fails", broken)
+		wantErr(t, "a Scan that fails", err, errHook)
+		want(t, "the next's", string(p.isFound(p.ctx, "the next", p.two).Fuse), "whole")
+	}
+	must(t, p.db.Exec("UPDATE "+p.db.Statement.Quote(tableOf(t, p.db, &Probe{}))+" SET fuse = NULL, tenant = NULL WHERE id = ?", broken.ID).Error)
+	got := p.isFound(p.ctx, "NULL", broken)
+	want(t, "of another row", string(got.Fuse)+got.Tenant, "")
+
+	// The table changes under the statements that were prepared.
+	must(t, p.db.Exec("ALTER TABLE "+p.db.Statement.Quote(tableOf(t, p.db, &Probe{}))+" ADD COLUMN added varchar(20) DEFAULT 'x'").Error)
+	p.isFound(p.ctx, "the table has a new column", p.one)
+	v := p.make("later")
+	must(t, p.sessions.Create(p.ctx, v))
+	p.isFound(p.ctx, "created with a new column", v)
+
+	// Many at once, at the first use, each its own.
+	q := s.probe(t)
+	var list []*Probe
+	for i := range 8 {
+		v := q.make(fmt.Sprint(i))
+		must(t, q.sessions.Create(q.ctx, v))
+		list = append(list, v)
+	}
+	var all sync.WaitGroup
+	for i := range 32 {
+		all.Go(func() {
+			v := list[i%len(list)]
+			for range 3 {
+				got, err := q.sessions.Lookup(q.ctx, string(v.Token), [][]gormsessions.Scope{nil, {gormsessions.WithOwner}}[i%2]...)
+				if err != nil || got.ID != v.ID || got.Tenant != v.Tenant {
+					t.Errorf("got %+v, %v", got, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+
+	// One connection is enough, and none is kept.
+	one, err := q.db.DB()
+	must(t, err)
+	one.SetMaxOpenConns(1)
+	q.isFound(q.ctx, "by one connection", list[0])
+	must(t, q.sessions.Create(q.ctx, q.make("by one connection")))
+	want(t, "connections in use", one.Stats().InUse, 0)
+	must(t, pool.Close())
+	_, err = p.lookup(p.ctx, p.sessions, "closed", p.one)
+	if err == nil || errors.Is(err, gormsessions.ErrNoSession) {
+		t.Errorf("closed: got %v", err)
+	}
+
+	// The plugin's keys are all tried, whatever their digests' lengths.
+	db := q.db
+	keyring := gormsessions.Config{Hashers: []gormsessions.Hasher{
+		gormsessions.Hash(crypto.SHA512), gormsessions.Hash(crypto.SHA256), gormsessions.HMAC(crypto.SHA1, make([]byte, 32))}}
+	old := gormsessions.New[Guest](gormsessions.Config{Hashers: keyring.Hashers[2:]})
+	must(t, db.Use(old))
+	guest := &Guest{Cart: "x"}
+	must(t, old.Create(q.ctx, guest))
+	config := &gorm.Config{NowFunc: q.clock.Now, Logger: q.log, DefaultContextTimeout: time.Hour}
+	s.Setup(config)
+	again := gormsessions.New[Guest](keyring)
+	db = s.Open(t, q.dialect, config)
+	must(t, db.Use(again))
+	w := watchQueries(t, db)
+	found, err := again.Lookup(q.ctx, string(guest.Token))
+	must(t, err)
+	want(t, "by the third key", found.ID, guest.ID)
+	want(t, "by the third key", w.ways[0], fixed)
 }
