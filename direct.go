@@ -189,7 +189,13 @@ type direct struct {
 
 const directClause = "gormsessions:direct"
 
-var directClauses = []string{directClause} // all that GORM builds
+var (
+	directClauses = []string{directClause} // all that GORM builds
+
+	// What GORM would add.
+	allColumns clause.Expression = clause.Select{}
+	ownTable   clause.Expression = clause.From{}
+)
 
 // direct looks a session up by a plan, or says errIndirect. The digests are all the
 // hashers'.
@@ -202,7 +208,10 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 	d.stmt.DB, d.stmt.ConnPool, d.stmt.SkipHooks = &d.db, from.Statement.ConnPool, from.Statement.SkipHooks
 	d.stmt.Context, d.stmt.Model, d.stmt.Dest = ctx, session, session
 	d.stmt.BuildClauses = directClauses
+	d.stmt.SQL.Grow(len(p.sql))
 	d.stmt.Clauses = map[string]clause.Clause{
+		"SELECT":     {Name: "SELECT", Expression: allColumns},
+		"FROM":       {Name: "FROM", Expression: ownTable},
 		"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: []clause.Expression{d}}},
 		directClause: {Expression: fixed{d}},
 	}
@@ -267,14 +276,8 @@ func (d *direct) untouched() bool {
 	where, _ := s.Clauses["WHERE"].Expression.(clause.Where)
 	from, _ := s.Clauses["FROM"].Expression.(clause.From)
 	selected, _ := s.Clauses["SELECT"].Expression.(clause.Select)
-	if len(where.Exprs) != p.conditions || where.Exprs[0] != clause.Expression(d) || len(from.Tables)+len(from.Joins) > 0 ||
-		selected.Expression != nil || selected.Distinct {
-		return false
-	}
-	// With QueryFields GORM names the columns.
-	return len(selected.Columns) == 0 || slices.EqualFunc(selected.Columns, d.schema.DBNames, func(c clause.Column, name string) bool {
-		return c == clause.Column{Table: s.Table, Name: name}
-	})
+	return len(where.Exprs) == p.conditions && where.Exprs[0] == clause.Expression(d) &&
+		len(from.Tables) == 0 && len(from.Joins) == 0 && len(selected.Columns) == 0 && selected.Expression == nil && !selected.Distinct
 }
 
 // Build makes a look-up a condition, for statements that others make of this one.

@@ -200,6 +200,15 @@ type (
 	}
 )
 
+// Qualified names its table with the database's schema.
+type (
+	Qualified   struct{ gormsessions.Base }
+	Unqualified struct{ gormsessions.Base }
+)
+
+func (Qualified) TableName() string   { return "main.qualified" }
+func (Unqualified) TableName() string { return "qualified" }
+
 func (w *Wide) SessionBase() *gormsessions.Base { return &w.Login.Base }
 
 // AfterFind fills in what has no column, and fails when told.
@@ -524,6 +533,24 @@ func (s suite) direct(t *testing.T) {
 	})
 
 	t.Run("R28_DirectWritesTheSame", s.writesTheSame)
+	if s.Database.Name == "sqlite" {
+		t.Run("R28_DirectQualified", func(t *testing.T) {
+			db, dialect, c, log := s.open(t)
+			must(t, db.Use(gormsessions.New[Unqualified](gormsessions.Config{})))
+			db = s.again(t, dialect, c, log)
+			sessions := gormsessions.New[Qualified](gormsessions.Config{SkipMigrate: true}) // GORM makes no index of such a name
+			must(t, db.Use(sessions))
+			w := watchQueries(t, db)
+			v := &Qualified{}
+			must(t, sessions.Create(t.Context(), v))
+			want(t, "the look-up went by", w.way(t, func() {
+				_, err := sessions.Lookup(t.Context(), string(v.Token))
+				must(t, err)
+			}), fixed)
+			_, err := sessions.Lookup(t.Context(), string(v.Token), byBuilder)
+			must(t, err)
+		})
+	}
 	t.Run("R28_DirectWith", s.directWith)
 	t.Run("R28_DirectFails", s.directFails)
 	if s.Variant.Name == plain.Name {
@@ -1113,6 +1140,19 @@ func (s suite) directFails(t *testing.T) {
 	q.isFound(q.ctx, "by one connection", list[0])
 	must(t, q.sessions.Create(q.ctx, q.make("by one connection")))
 	want(t, "connections in use", one.Stats().InUse, 0)
+	for range 20 { // ever new pools, as an application with a database for each tenant has
+		other, err := s.again(t, q.dialect, q.clock, q.log).DB()
+		must(t, err)
+		tx := q.db.Session(&gorm.Session{Context: q.ctx})
+		tx.Statement.ConnPool = other
+		for range 2 {
+			got, err := q.lookup(q.ctx, q.sessions.With(tx), "by another pool", list[1])
+			must(t, err)
+			want(t, "by another pool", got.ID, list[1].ID)
+		}
+		want(t, "another pool was used", other.Stats().OpenConnections > 0, true)
+		must(t, other.Close())
+	}
 	must(t, pool.Close())
 	_, err = p.lookup(p.ctx, p.sessions, "closed", p.one)
 	if err == nil || errors.Is(err, gormsessions.ErrNoSession) {
