@@ -693,17 +693,84 @@ func (b *binding) afterDelete(db *gorm.DB) {
 		}
 	}
 	if !owner {
-		if _, gone := db.Get(retiredGone); gone {
-			return
+		if _, gone := db.Get(retiredGone); !gone {
+			_ = db.AddError(b.deleteRetired(tx, keysOf(stmt, b.id)))
 		}
-		_ = db.AddError(tx.Exec("DELETE FROM ? WHERE NOT EXISTS (SELECT 1 FROM ? WHERE ? = session_id)", b.retiredTable(),
-			clause.Table{Name: b.schema.Table}, clause.Column{Table: b.schema.Table, Name: b.id.DBName}).Error)
 		return
 	}
+	key := b.owner.References[0].PrimaryKey
+	keys := keysOf(stmt, key)
 	owners := tx.Unscoped().Model(reflect.New(stmt.Schema.ModelType).Interface()).
-		Select("1").Where("? = ?", clause.Column{Table: b.schema.Table, Name: b.ownerID.DBName}, at(b.owner.References[0].PrimaryKey))
-	orphans := tx.Unscoped().Where("NOT EXISTS (?)", owners).Delete(reflect.New(b.schema.ModelType).Interface())
-	_ = db.AddError(orphans.Error)
+		Select("1").Where("? = ?", clause.Column{Table: b.schema.Table, Name: b.ownerID.DBName}, at(key))
+	orphans := tx.Unscoped().Model(b.value()).Where("NOT EXISTS (?)", owners)
+	if keys == nil {
+		_ = db.AddError(orphans.Delete(b.value()).Error)
+		return
+	}
+	orphans = orphans.Where(clause.IN{Column: at(b.ownerID), Values: keys}).Session(&gorm.Session{})
+	gone := reflect.New(reflect.SliceOf(b.schema.ModelType))
+	if db.AddError(orphans.Set(readPrimary, struct{}{}).Select(b.id.DBName).Find(gone.Interface()).Error) != nil || gone.Elem().Len() == 0 ||
+		db.AddError(orphans.Set(retiredGone, true).Delete(b.value()).Error) != nil {
+		return
+	}
+	ids := make([]any, gone.Elem().Len())
+	for i := range ids {
+		ids[i] = sessionAt(gone.Elem().Index(i)).ID
+	}
+	for some := range slices.Chunk(ids, maxKeys) {
+		_ = db.AddError(b.deleteRetired(tx, some))
+	}
+}
+
+// deleteRetired deletes the retired tokens of sessions that are no more: of those, or
+// (nil) of all, which looks at every token.
+func (b *binding) deleteRetired(tx *gorm.DB, sessions []any) error {
+	orphaned := "DELETE FROM ? WHERE NOT EXISTS (SELECT 1 FROM ? WHERE ? = session_id)"
+	vars := []any{b.retiredTable(), clause.Table{Name: b.schema.Table}, clause.Column{Table: b.schema.Table, Name: b.id.DBName}}
+	if sessions != nil {
+		orphaned, vars = orphaned+" AND session_id IN ?", append(vars, sessions)
+	}
+	return tx.Exec(orphaned, vars...).Error
+}
+
+const maxKeys = 1000 // databases limit the parameters of a statement
+
+// keysOf are the keys that a DELETE was limited to, if it was: then what it left behind
+// is found by an index.
+func keysOf(stmt *gorm.Statement, key *schema.Field) []any {
+	where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
+	if slices.ContainsFunc(where.Exprs, alternative) {
+		return nil
+	}
+	is := func(column any) bool {
+		c, ok := column.(clause.Column)
+		return ok && (c.Name == key.DBName || c.Name == clause.PrimaryKey && key == stmt.Schema.PrioritizedPrimaryField)
+	}
+	for _, expr := range where.Exprs {
+		var keys []any
+		switch e := expr.(type) {
+		case clause.IN:
+			if is(e.Column) {
+				keys = e.Values
+			}
+		case clause.Eq:
+			if is(e.Column) {
+				keys = []any{e.Value}
+			}
+		}
+		plain := !slices.ContainsFunc(keys, func(key any) bool {
+			switch kind := reflect.ValueOf(key).Kind(); kind {
+			case reflect.String, reflect.Array:
+				return false
+			default:
+				return kind < reflect.Int || kind > reflect.Uint64
+			}
+		})
+		if len(keys) > 0 && len(keys) <= maxKeys && plain {
+			return keys
+		}
+	}
+	return nil
 }
 
 // keysWanted reports whether the application lets GORM make foreign keys.

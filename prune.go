@@ -217,8 +217,7 @@ func (p *pruner) batch(by *schema.Field, from any) (done batch, err error) {
 		gone := these.Delete(c.value())
 		done.deleted = gone.RowsAffected
 		if gone.Error == nil && (!keysWanted(c.db) || c.db.Name() == "sqlite") { // no foreign key may do it
-			return c.plain().Exec("DELETE FROM ? WHERE session_id IN ? AND NOT EXISTS (SELECT 1 FROM ? WHERE ? = session_id)",
-				c.retiredTable(), ids, clause.Table{Name: c.schema.Table}, clause.Column{Table: c.schema.Table, Name: c.id.DBName}).Error
+			return c.deleteRetired(c.plain(), ids)
 		}
 		return gone.Error
 	}

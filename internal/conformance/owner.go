@@ -208,19 +208,38 @@ func (s suite) owner(t *testing.T) {
 		u, other := User{Name: "ada"}, User{Name: "eve"}
 		must(t, db.Create(&u).Error)
 		must(t, db.Create(&other).Error)
-		for _, id := range []uint{u.ID, u.ID, other.ID} {
+		var last UserSession
+		for _, id := range []uint{u.ID, u.ID, other.ID, other.ID, other.ID} {
 			v := UserSession{}
 			v.OwnerID = id
 			must(t, db.Create(&v).Error)
+			must(t, sessions.Rotate(t.Context(), &v))
+			last = v
+		}
+		retired := func(what string, left int64) {
+			t.Helper()
+			var n int64
+			must(t, db.Table(tableOf(t, db, &UserSession{})+"_retired_tokens").Count(&n).Error)
+			want(t, "retired tokens "+what, n, left)
 		}
 		must(t, db.Delete(&u).Error)
 		n, err := sessions.Count(t.Context())
 		must(t, err)
-		want(t, "after a soft deletion", n, 3)
+		want(t, "after a soft deletion", n, 5)
+		retired("after a soft deletion", 5)
 		must(t, db.Unscoped().Delete(&u).Error)
 		n, err = sessions.Count(t.Context())
 		must(t, err)
-		want(t, "after the deletion", n, 1)
+		want(t, "after the deletion", n, 3)
+		retired("after the deletion", 3)
+		must(t, db.Delete(&last).Error)
+		retired("after a session's deletion", 2)
+		// Conditions beside the key that widen what is deleted.
+		must(t, db.Where("owner_id = ?", other.ID).Or("owner_id = 0").Delete(&last).Error)
+		n, err = sessions.Count(t.Context())
+		must(t, err)
+		want(t, "after a wider deletion", n, 0)
+		retired("after a wider deletion", 0)
 	})
 
 	t.Run("Polymorphic", func(t *testing.T) {
