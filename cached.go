@@ -295,7 +295,7 @@ func (b *binding) tagsOf(stmt *gorm.Statement, key *schema.Field, tag func(any) 
 	values := keysIn(where.Exprs, key)
 	if values == nil { // an INSERT
 		if _, insert := stmt.Clauses["INSERT"]; insert {
-			values = keysOf(stmt, key)
+			values = insertedKeys(stmt, key)
 		}
 	}
 	if len(values) == 0 {
@@ -355,8 +355,8 @@ func isKey(column any, key *schema.Field) bool {
 	return false
 }
 
-// keysOf are the keys of the values that a statement inserts.
-func keysOf(stmt *gorm.Statement, key *schema.Field) []any {
+// insertedKeys are the keys of the values that a statement inserts.
+func insertedKeys(stmt *gorm.Statement, key *schema.Field) []any {
 	if stmt.Schema == nil || stmt.Schema != key.Schema {
 		return nil
 	}
