@@ -3,12 +3,14 @@
 package tests
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,10 +38,14 @@ func TestR51Plans(t *testing.T) {
 			t.Parallel()
 			p := plans{t: t, d: d, dialector: d.Dialect(t), rows: largeRows(1_000_000)}
 			p.db = pool(t, d, p.dialector)
-			if err := p.open(&recorded{}, nil).Use(gormsessions.New[HeldSession](gormsessions.Config{})); err != nil {
+			sessions := gormsessions.New[HeldSession](gormsessions.Config{})
+			if err := p.open(&recorded{}, nil).Use(sessions); err != nil {
 				t.Fatal(err)
 			}
-			fill(t, d.Name, p.db, "held_sessions", p.rows)
+			fill(t, d.Name, p.db, p.rows)
+			if err := sessions.Migrate(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			if d.Name == "sqlite" { // where nothing analyzes by itself
 				p.models("as loaded")
 			}
@@ -57,13 +63,116 @@ func TestR51Plans(t *testing.T) {
 }
 
 type plans struct {
-	t         *testing.T
+	t         testing.TB
 	d         conformance.Database
 	dialector gorm.Dialector
 	db        *sql.DB
 	rows      int
 	row       int           // the last that was used
 	pruned    time.Duration // of the 30 days
+}
+
+// BenchmarkR51Authenticate looks sessions up in a table of many rows and in one of ten
+// thousand, in turns, and asserts that it is by the one index.
+//
+//	GORMSESSIONS_ROWS=10000000 go -C tests test -run '^$' -bench R51/postgres -benchtime 1x -timeout 2h .
+func BenchmarkR51Authenticate(b *testing.B) {
+	const few = 10_000
+	for _, d := range largeDatabases() {
+		b.Run(d.Name, func(b *testing.B) {
+			type table struct {
+				rows       int
+				never, due *gormsessions.Plugin[HeldSession] // the second writes each use
+			}
+			var tables []table
+			for _, rows := range []int{few, largeRows(100_000)} {
+				var list recorded
+				p := plans{t: b, d: d, dialector: d.Dialect(b), rows: rows}
+				p.db = pool(b, d, p.dialector)
+				t := table{rows: rows}
+				for _, touch := range []time.Duration{gormsessions.Never, 0} {
+					sessions := gormsessions.New[HeldSession](gormsessions.Config{AcceptForeign: true, TouchInterval: touch})
+					if err := p.open(&list, nil).Use(sessions); err != nil {
+						b.Fatal(err)
+					}
+					if touch == gormsessions.Never {
+						t.never = sessions
+						fill(b, d.Name, p.db, rows)
+						if err := sessions.Migrate(b.Context()); err != nil {
+							b.Fatal(err)
+						}
+						analyze(b, d.Name, p.db, "held_sessions", "held_sessions_retired_tokens", "holders")
+					} else {
+						t.due = sessions
+					}
+				}
+				tables = append(tables, t)
+				for _, scopes := range [][]gormsessions.Scope{nil, {gormsessions.WithOwner}} {
+					list = nil
+					if _, err := t.never.Authenticate(b.Context(), "t1", scopes...); err != nil || len(list) != 1 {
+						b.Fatalf("%d statements, error %v", len(list), err)
+					}
+					p.explain("Authenticate", list, false)
+					explain := map[string]string{"sqlite": "EXPLAIN QUERY PLAN "}[d.Name]
+					plan := fmt.Sprint(p.table(cmp.Or(explain, "EXPLAIN ")+list[0].sql, list[0].vars))
+					if !strings.Contains(plan, "idx_held_sessions_token_digest") {
+						b.Errorf("%d rows: not by the index on the digest: %s", rows, plan)
+					}
+				}
+			}
+			text := "| | 10 k µs | many µs | ratio |\n|---|---|---|---|\n"
+			for _, way := range []struct {
+				name string
+				due  bool
+				of   int // so many of the rows, over and over
+				by   []gormsessions.Scope
+			}{
+				{"one query, any of ten thousand sessions", false, few, nil},
+				{"one query, any session", false, 1 << 40, nil},
+				{"one query, any session with its owner", false, 1 << 40, []gormsessions.Scope{gormsessions.WithOwner}},
+				{"a query and an extension, any session", true, 1 << 40, nil},
+			} {
+				var figures [2][]float64
+				var ratios []float64
+				for round := range 41 {
+					var took [2]float64
+					for i := range tables {
+						which := (i + round) % 2
+						t := tables[which]
+						sessions := map[bool]*gormsessions.Plugin[HeldSession]{false: t.never, true: t.due}[way.due]
+						const calls = 100
+						var tokens []string
+						for len(tokens) < calls {
+							n := mathrand.N(min(way.of, t.rows)) * max(1, t.rows/way.of)
+							// Each is due once; the table of ten thousand has enough of them.
+							if way.due {
+								n = (round*calls + len(tokens)) * 2 * (t.rows / few)
+							}
+							if expired(n) || revoked(n) {
+								n++
+							}
+							tokens = append(tokens, fmt.Sprint("t", n))
+						}
+						begin := time.Now()
+						for _, token := range tokens {
+							if _, err := sessions.Authenticate(b.Context(), token, way.by...); err != nil {
+								b.Fatalf("%s: %v", token, err)
+							}
+						}
+						took[which] = float64(time.Since(begin).Microseconds()) / calls
+						if round > 0 { // the first warms up
+							figures[which] = append(figures[which], took[which])
+						}
+					}
+					if round > 0 {
+						ratios = append(ratios, took[1]/took[0])
+					}
+				}
+				text += fmt.Sprintf("| %s | %.0f | %.0f | %.2f |\n", way.name, median(figures[0]), median(figures[1]), median(ratios))
+			}
+			fmt.Print("\n" + text)
+		})
+	}
 }
 
 // recorded are the statements that a *gorm.DB has run.
