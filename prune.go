@@ -54,7 +54,7 @@ func (p *Plugin[T]) Prune(ctx context.Context) (int64, error) {
 		return 0, nil
 	}
 	now := nowOf(c.db)
-	pruner := pruner{call: c, before: now.Add(-c.retention), size: firstBatch, told: time.Now()}
+	pruner := pruner{call: c, before: stored(now.Add(-c.retention)), size: firstBatch, told: time.Now()}
 	for _, ended := range c.endedBy {
 		if err = pruner.prune(ended); err != nil {
 			break

@@ -47,6 +47,8 @@ func TestR51Plans(t *testing.T) {
 				t.Fatal(err)
 			}
 			if d.Name == "sqlite" { // where nothing analyzes by itself
+				// To explain alone would not show a connection that the indexes are back.
+				perform(t, p.db, "SELECT 1 FROM held_sessions LIMIT 1")
 				p.models("as loaded")
 			}
 			analyze(t, d.Name, p.db, "held_sessions", "held_sessions_retired_tokens", "holders")
@@ -270,7 +272,8 @@ func run[T any, P interface {
 	var list recorded
 	db := p.open(&list, set)
 	p.pruned += time.Hour
-	config.AcceptForeign, config.Retention = true, 30*24*time.Hour-p.pruned
+	// With more digits than a column has, MariaDB reads the whole index.
+	config.AcceptForeign, config.Retention = true, 30*24*time.Hour-p.pruned+time.Nanosecond
 	sessions := gormsessions.New[T, P](config)
 	if err := db.Use(sessions); err != nil {
 		p.t.Fatal(err)
