@@ -82,7 +82,7 @@ func expired(n int) bool { return n%10 == 3 } // within the last 30 days; the ot
 func revoked(n int) bool { return n%20 == 7 } // within the last 30 days
 func rotated(n int) bool { return n%10 == 5 } // the token r<n> is retired since an hour
 
-var filled = time.Now().UTC()
+var filled = time.Now().UTC().Truncate(time.Microsecond)
 
 // fill makes rows sessions in held_sessions, and their owners and retired tokens. They
 // come in the order of their creation, as sessions do. Where that is faster the indexes
