@@ -272,7 +272,7 @@ func run[T any, P interface {
 	var list recorded
 	db := p.open(&list, set)
 	p.pruned += time.Hour
-	// With more digits than a column has, MariaDB reads the whole index.
+	// Of a time with more than its six digits MariaDB would read the whole index.
 	config.AcceptForeign, config.Retention = true, 30*24*time.Hour-p.pruned+time.Nanosecond
 	sessions := gormsessions.New[T, P](config)
 	if err := db.Use(sessions); err != nil {
