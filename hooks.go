@@ -123,9 +123,7 @@ func (b *binding) register() error {
 		if err == nil {
 			continue
 		}
-		for _, done := range list[:i+1] {
-			_ = done.chain.Remove(done.name)
-		}
+		remove(list[:i+1])
 		return fmt.Errorf("gormsessions: register the callback %s: %w", c.name, err)
 	}
 	// Who takes the place of GORM's own query may ask otherwise.
@@ -135,7 +133,12 @@ func (b *binding) register() error {
 
 // unregister removes the callbacks.
 func (b *binding) unregister() {
-	for _, c := range append(slices.Clip(b.registered), b.plans.callbacks...) {
+	remove(b.registered)
+	remove(b.directCallbacks())
+}
+
+func remove(list []callback) {
+	for _, c := range list {
 		_ = c.chain.Remove(c.name)
 	}
 }
