@@ -31,11 +31,15 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
+	"github.com/gormsessions/gormsessions/sessioncache"
+	"github.com/gormsessions/gormsessions/sessioncache/pgnotify"
 	"github.com/gormsessions/gormsessions/sessionhttp"
 	"gorm.io/gorm"
 )
 
 var (
+	_        = sessioncache.New
+	_        = pgnotify.New
 	pepper   []byte
 	list     []UserSession
 	s        UserSession
