@@ -93,6 +93,9 @@ func columnsFor(db *gorm.DB) (*columns, error) {
 	if err := stmt.Parse(model); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotModel, err)
 	}
+	if b := registeredFor(db, stmt.Schema.ModelType); b != nil && b.schema == stmt.Schema {
+		return b.columns, nil
+	}
 	return columnsOf(stmt.Schema)
 }
 

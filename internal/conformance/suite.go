@@ -127,9 +127,10 @@ func newClock() *sessiontest.Clock {
 	return sessiontest.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC))
 }
 
-// recorder is a logger that keeps the statements it is told of.
+// recorder is a logger that keeps the statements it is told of while it is asked.
 type recorder struct {
 	mu         sync.Mutex
+	asked      int
 	statements []string
 	warnings   []string
 }
@@ -147,20 +148,24 @@ func (r *recorder) Warn(_ context.Context, format string, args ...any) {
 func (r *recorder) Error(context.Context, string, ...any) {}
 
 func (r *recorder) Trace(_ context.Context, _ time.Time, statement func() (string, int64), _ error) {
-	sql, _ := statement()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.statements = append(r.statements, sql)
+	if r.asked > 0 {
+		sql, _ := statement()
+		r.statements = append(r.statements, sql)
+	}
 }
 
 // since runs fn and returns the statements that it ran.
 func (r *recorder) since(fn func()) []string {
 	r.mu.Lock()
 	before := len(r.statements)
+	r.asked++
 	r.mu.Unlock()
 	fn()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.asked--
 	return append([]string(nil), r.statements[before:]...)
 }
 
