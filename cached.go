@@ -116,6 +116,7 @@ func (p *Plugin[T]) useBehind(ctx context.Context, e *entry[T]) {
 		}
 		defer func() {
 			if r := recover(); r != nil {
+				e.using.Store(false)
 				c.db.Logger.Error(ctx, "gormsessions: noting the use of a cached session panicked: %v\n%s", r, debug.Stack())
 			}
 		}()
@@ -163,8 +164,10 @@ func plainKey(t reflect.Type) bool {
 	if t == reflect.TypeFor[uuid.UUID]() {
 		return true
 	}
-	_, valuer := reflect.New(t).Interface().(driver.Valuer)
-	return !valuer && (t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 || t.Kind() == reflect.String)
+	v := reflect.New(t).Interface()
+	_, valuer := v.(driver.Valuer)
+	_, expression := v.(gorm.Valuer)
+	return !valuer && !expression && (t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 || t.Kind() == reflect.String)
 }
 
 // ownerTag names the owner with that key. It reports false where another spelling of
@@ -179,7 +182,7 @@ func (b *binding) ownerTag(key any) (CacheTag, bool) {
 		v = v.Elem()
 	}
 	switch {
-	case !v.IsValid():
+	case !v.IsValid() || !plainKey(v.Type()):
 	case kind == reflect.TypeFor[uuid.UUID]():
 		if id, ok := asUUID(v.Interface()); ok {
 			return CacheTag("o" + id.String()), true
@@ -229,29 +232,43 @@ func (b *binding) cachingCallbacks() []callback {
 	prefix, all := pluginName(b.schema.ModelType)+":cache_", b.root.Callback()
 	create, update, remove, raw, query, row := all.Create(), all.Update(), all.Delete(), all.Raw(), all.Query(), all.Row()
 	return []callback{
-		{prefix + "create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.noticeCreate},
-		{prefix + "update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.noticeWrite},
-		{prefix + "delete", remove, remove.Get, remove.After("gorm:commit_or_rollback_transaction"), b.noticeWrite},
+		{prefix + "created", create, create.Get, create.After("gorm:create").Before("gorm:save_after_associations"), b.noticeAlone},
+		{prefix + "create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
+		{prefix + "updated", update, update.Get, update.After("gorm:update").Before("gorm:save_after_associations"), b.noticeAlone},
+		{prefix + "update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
+		{prefix + "deleted", remove, remove.Get, remove.After("gorm:delete").Before("gorm:after_delete"), b.noticeAlone},
+		{prefix + "delete", remove, remove.Get, remove.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
 		{prefix + "raw", raw, raw.Get, raw.After("gorm:raw"), b.noticeRaw},
 		{prefix + "query", query, query.Get, query.After("gorm:query"), b.noticeRawQuery},
 		{prefix + "row", row, row.Get, row.After("gorm:row"), b.noticeRawQuery},
 	}
 }
 
-// noticeCreate notices an INSERT that may write rows that are there.
-func (b *binding) noticeCreate(db *gorm.DB) {
-	if conflict, ok := db.Statement.Clauses["ON CONFLICT"].Expression.(clause.OnConflict); ok && !conflict.DoNothing {
-		b.noticeWrite(db)
-	} else if insert, _ := db.Statement.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
+// noticeAlone notices a statement at once, for hooks that may panic come next; and
+// noticeWithin one in GORM's transaction, once that has ended.
+func (b *binding) noticeAlone(db *gorm.DB) {
+	if !inGORMs(db) {
 		b.noticeWrite(db)
 	}
 }
 
-// noticeWrite tells the cache what an UPDATE or DELETE may have changed, whether it
-// failed or not: a commit may have, that was made.
+func (b *binding) noticeWithin(db *gorm.DB) {
+	if inGORMs(db) {
+		b.noticeWrite(db)
+	}
+}
+
+// inGORMs reports whether GORM began a transaction for the statement.
+func inGORMs(db *gorm.DB) bool {
+	_, began := db.InstanceGet("gorm:started_transaction")
+	return began
+}
+
+// noticeWrite tells the cache what a statement may have changed, whether it failed
+// or not: a commit may have, that was made.
 func (b *binding) noticeWrite(db *gorm.DB) {
 	stmt := db.Statement
-	if db.DryRun || stmt.Schema == nil && stmt.Table == "" && stmt.TableExpr == nil {
+	if db.DryRun || stmt.Schema == nil && stmt.Table == "" && stmt.TableExpr == nil || !overwrites(stmt) {
 		return
 	}
 	if _, ended := db.Get(retiredGone); ended {
@@ -259,15 +276,28 @@ func (b *binding) noticeWrite(db *gorm.DB) {
 	}
 	var tags []CacheTag
 	if named(stmt, b.caching.tables.Sessions) {
-		tags = b.tagsOf(stmt, b.id, func(v any) (CacheTag, bool) {
+		tags = tagsOf(stmt, b.id, func(v any) (CacheTag, bool) {
 			id, ok := asUUID(v)
 			return SessionTag(id), ok
 		})
 	}
 	if named(stmt, b.caching.tables.Owners) {
-		tags = append(tags, b.tagsOf(stmt, b.ownerKey(), b.ownerTag)...)
+		tags = append(tags, tagsOf(stmt, b.ownerKey(), b.ownerTag)...)
 	}
 	b.changed(db, tags...)
+}
+
+// overwrites reports whether a statement may write rows that are there: of INSERTs
+// only some.
+func overwrites(stmt *gorm.Statement) bool {
+	c, inserts := stmt.Clauses["INSERT"]
+	if !inserts {
+		return true
+	}
+	insert, known := c.Expression.(clause.Insert)
+	conflict, upserts := stmt.Clauses["ON CONFLICT"]
+	do, _ := conflict.Expression.(clause.OnConflict)
+	return !known || insert.Modifier != "" || upserts && !do.DoNothing
 }
 
 // named reports whether a statement is on a table, by whatever name for it.
@@ -276,9 +306,16 @@ func named(stmt *gorm.Statement, table string) bool {
 		return false
 	}
 	table = bareName(table)
-	return strings.EqualFold(bareName(stmt.Table), table) ||
-		stmt.TableExpr != nil && containsFold(stmt.TableExpr.SQL, table) ||
-		stmt.Schema != nil && stmt.TableExpr != nil && strings.EqualFold(bareName(stmt.Schema.Table), table)
+	return strings.EqualFold(bareName(stmt.Table), table) || irregular(stmt) && containsFold(stmt.SQL.String(), table)
+}
+
+// irregular reports whether a statement names its table, or more of them, in another
+// way than GORM does by itself.
+func irregular(stmt *gorm.Statement) bool {
+	update, _ := stmt.Clauses["UPDATE"].Expression.(clause.Update)
+	insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert)
+	from, _ := stmt.Clauses["FROM"].Expression.(clause.From)
+	return stmt.TableExpr != nil || update.Table.Name != "" || insert.Table.Name != "" || len(from.Tables) > 0 || len(from.Joins) > 0 || len(stmt.Joins) > 0
 }
 
 func bareName(table string) string {
@@ -290,53 +327,77 @@ func containsFold(text, part string) bool {
 }
 
 // tagsOf names the rows that a statement is limited to by their key, or else all.
-func (b *binding) tagsOf(stmt *gorm.Statement, key *schema.Field, tag func(any) (CacheTag, bool)) []CacheTag {
-	where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
-	values := keysIn(where.Exprs, key)
-	if values == nil { // an INSERT
-		if _, insert := stmt.Clauses["INSERT"]; insert {
-			values = insertedKeys(stmt, key)
+func tagsOf(stmt *gorm.Statement, key *schema.Field, tag func(any) (CacheTag, bool)) []CacheTag {
+	every := []CacheTag{EveryTag}
+	if irregular(stmt) {
+		return every
+	}
+	var values []any
+	if _, insert := stmt.Clauses["INSERT"]; insert {
+		if stmt.Name() == "mysql" && stmt.RowsAffected == 0 && stmt.Error == nil {
+			return nil // it counts what has changed
 		}
+		values = upserted(stmt, key)
+	} else {
+		where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
+		values = keysIn(stmt, where.Exprs, key)
 	}
 	if len(values) == 0 {
-		return []CacheTag{EveryTag}
+		return every
 	}
 	tags := make([]CacheTag, len(values))
 	for i, v := range values {
 		var ok bool
 		if tags[i], ok = tag(v); !ok {
-			return []CacheTag{EveryTag}
+			return every
 		}
 	}
 	return tags
 }
 
+var (
+	// byKey is a condition that is a column's name and a parameter.
+	byKey = regexp.MustCompile("^\\s*([\\w.`\"\\[\\]]+)\\s*=\\s*\\?\\s*$")
+	// either is what could join a condition to those beside it other than by AND,
+	// where GORM puts no parentheses.
+	either = regexp.MustCompile(`(?i)\bx?or\b|\|\|`)
+)
+
 // keysIn finds the keys that the conditions limit a statement to.
-func keysIn(exprs []clause.Expression, key *schema.Field) []any {
+func keysIn(stmt *gorm.Statement, exprs []clause.Expression, key *schema.Field) []any {
 	for _, expr := range exprs {
-		if _, or := expr.(clause.OrConditions); or {
+		switch e := expr.(type) {
+		case clause.OrConditions:
 			return nil
+		case clause.Expr:
+			if either.MatchString(e.SQL) {
+				return nil
+			}
+		case clause.NamedExpr:
+			if either.MatchString(e.SQL) {
+				return nil
+			}
 		}
 	}
 	for _, expr := range exprs {
 		var found []any
 		switch e := expr.(type) {
 		case clause.Eq:
-			if isKey(e.Column, key) {
+			if isKey(stmt, e.Column, key) {
 				found = []any{e.Value}
 			}
 		case clause.IN:
-			if isKey(e.Column, key) {
+			if isKey(stmt, e.Column, key) {
 				found = e.Values
 			}
 		case clause.Expr:
-			if left, ok := strings.CutSuffix(strings.ReplaceAll(e.SQL, " ", ""), "=?"); ok && len(e.Vars) == 1 && isKey(left, key) {
+			if column := byKey.FindStringSubmatch(e.SQL); column != nil && len(e.Vars) == 1 && isKey(stmt, column[1], key) {
 				found = e.Vars
 			}
 		case clause.AndConditions:
-			found = keysIn(e.Exprs, key)
+			found = keysIn(stmt, e.Exprs, key)
 		case group:
-			found = keysIn(e, key)
+			found = keysIn(stmt, e, key)
 		}
 		if len(found) > 0 {
 			return found
@@ -345,14 +406,31 @@ func keysIn(exprs []clause.Expression, key *schema.Field) []any {
 	return nil
 }
 
-func isKey(column any, key *schema.Field) bool {
+// isKey reports whether a column is the key, of the statement's table.
+func isKey(stmt *gorm.Statement, column any, key *schema.Field) bool {
+	var table, name string
 	switch c := column.(type) {
 	case string:
-		return bareName(c) == key.DBName
+		dot := strings.LastIndexByte(c, '.')
+		table, name = c[:max(dot, 0)], bareName(c)
 	case clause.Column:
-		return c.Name == key.DBName || c.Name == clause.PrimaryKey
+		table, name = c.Table, c.Name
+		if name == clause.PrimaryKey && stmt.Schema != nil && stmt.Schema.PrioritizedPrimaryField != nil {
+			name = stmt.Schema.PrioritizedPrimaryField.DBName
+		}
 	}
-	return false
+	return name == key.DBName && (table == "" || table == clause.CurrentTable || bareName(table) == bareName(stmt.Table))
+}
+
+// upserted are the keys of the rows that an upsert may write, where only they can
+// meet rows that are there.
+func upserted(stmt *gorm.Statement, key *schema.Field) []any {
+	insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert)
+	conflict, _ := stmt.Clauses["ON CONFLICT"].Expression.(clause.OnConflict)
+	if stmt.Name() == "mysql" || insert.Modifier != "" || len(conflict.Columns) != 1 || !isKey(stmt, conflict.Columns[0], key) {
+		return nil // MySQL takes any unique index
+	}
+	return insertedKeys(stmt, key)
 }
 
 // insertedKeys are the keys of the values that a statement inserts.
@@ -403,16 +481,19 @@ func (b *binding) noticeRaw(db *gorm.DB) {
 }
 
 var (
-	locking = regexp.MustCompile(`(?i)\bfor\s+(no\s+key\s+)?update\b`)
-	writing = regexp.MustCompile(`(?i)\b(insert|update|delete|replace|merge|truncate|alter|drop|copy|call|do)\b`)
+	// On one line: a comment may end in "for".
+	locking = regexp.MustCompile(`(?i)\bfor[ \t]+(no[ \t]+key[ \t]+)?update\b`)
+	writing = regexp.MustCompile(`(?i)\b(insert|update|upsert|delete|replace|merge|truncate|alter|rename|drop|copy|load|call|do|execute)\b`)
 )
 
 // noticeRawQuery notices SQL of the application's own that writes and returns rows.
 func (b *binding) noticeRawQuery(db *gorm.DB) {
-	if len(db.Statement.Clauses) > 0 {
+	sql := db.Statement.SQL.String()
+	// Raw SQL may come with clauses too, of First or of the model, which it does not use.
+	if _, built := db.Statement.Clauses["SELECT"]; built && strings.HasPrefix(sql, "SELECT ") {
 		return
 	}
-	if writing.MatchString(locking.ReplaceAllString(db.Statement.SQL.String(), "")) {
+	if writing.MatchString(locking.ReplaceAllString(sql, "")) {
 		b.noticeRaw(db)
 	}
 }
@@ -433,36 +514,40 @@ func (b *binding) changed(db *gorm.DB, tags ...CacheTag) {
 		box.changes = append(box.changes, change{b, tags})
 		return
 	}
-	switch rows := db.Statement.Dest.(type) { // they are committed once they are closed
-	case *sql.Rows:
-		runtime.AddCleanup(rows, call0, b.caching.Pending(tags...))
-		return
-	case *sql.Row:
-		runtime.AddCleanup(rows, call0, b.caching.Pending(tags...))
-		return
-	}
 	pool := db.Statement.ConnPool
 	if tx, ok := pool.(*gorm.PreparedStmtTX); ok {
 		pool = tx.Tx
 	}
-	_, within := pool.(gorm.TxCommitter)
-	conn, single := pool.(*sql.Conn) // on which the application may begin one by hand
-	switch tx := pool.(type) {
+	switch within := pool.(type) {
 	case *sql.Tx:
-		runtime.AddCleanup(tx, call0, b.caching.Pending(tags...))
-	default:
-		switch {
-		case single:
-			runtime.AddCleanup(conn, call0, b.caching.Pending(tags...))
-		case within:
-			ended := b.caching.Pending(tags...)
-			if v := reflect.ValueOf(pool); v.Kind() == reflect.Pointer {
-				runtime.AddCleanup((*byte)(v.UnsafePointer()), call0, ended)
-			}
-		default:
-			b.caching.Changed(tags...)
+		runtime.AddCleanup(within, call0, b.caching.Pending(tags...))
+		return
+	case *sql.Conn: // on which the application may begin one by hand
+		runtime.AddCleanup(within, call0, b.caching.Pending(tags...))
+		return
+	case gorm.TxCommitter:
+		ended := b.caching.Pending(tags...)
+		if v := reflect.ValueOf(within); v.Kind() == reflect.Pointer {
+			runtime.AddCleanup((*byte)(v.UnsafePointer()), call0, ended)
 		}
+		return
 	}
+	// Rows that the statement returns: it is committed once they are closed.
+	rows, _ := db.Statement.Dest.(*sql.Rows)
+	if row, ok := db.Statement.Dest.(*sql.Row); ok {
+		rows = rowsOf(row)
+	}
+	if rows != nil {
+		runtime.AddCleanup(rows, call0, b.caching.Pending(tags...))
+		return
+	}
+	b.caching.Changed(tags...)
+}
+
+// rowsOf are a row's own rows, which live until they are closed; the row itself may
+// be garbage before. Nil: the query has failed.
+func rowsOf(row *sql.Row) *sql.Rows {
+	return (*sql.Rows)(reflect.ValueOf(row).Elem().FieldByName("rows").UnsafePointer())
 }
 
 func call0(ended func()) { ended() }

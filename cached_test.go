@@ -1,13 +1,20 @@
 package gormsessions_test
 
 import (
+	"database/sql/driver"
+	"fmt"
 	"path/filepath"
+	"reflect"
+	"runtime"
 	"testing"
 
 	"github.com/gormsessions/gormsessions"
 	"github.com/gormsessions/gormsessions/sessioncache"
+	"gorm.io/datatypes"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+	"gorm.io/gorm/logger"
 )
 
 // raceDetector: it allocates, and drops what is pooled.
@@ -71,4 +78,282 @@ func TestCachedAllocations(t *testing.T) {
 			t.Errorf("%s: %+v", name, cache.Stats())
 		}
 	}
+}
+
+// keptUser has columns by which its rows can be written that are not its key.
+type keptUser struct {
+	ID        uint
+	Name      string
+	Number    uint    `gorm:"uniqueIndex"`
+	Email     *string `gorm:"uniqueIndex"`
+	DeletedAt gorm.DeletedAt
+}
+
+type keptSession struct {
+	gormsessions.Session[keptUser, uint]
+	Prefs  datatypes.JSONType[map[string]any]
+	Panics bool `gorm:"-"`
+}
+
+func (s *keptSession) AfterCreate(*gorm.DB) error {
+	if s.Panics {
+		panic("create")
+	}
+	return nil
+}
+
+// keptNumber is another model of the owners' table, with another key.
+type keptNumber struct {
+	Number uint `gorm:"primaryKey"`
+	Name   string
+}
+
+func (keptNumber) TableName() string { return "kept_users" }
+
+// halved is a number that the database is given the half of.
+type halved uint
+
+func (h halved) Value() (driver.Value, error) { return int64(h / 2), nil }
+
+// kept is a database whose sessions are cached.
+type kept struct {
+	*testing.T
+	db       *gorm.DB
+	cache    *sessioncache.Cache
+	sessions *gormsessions.Plugin[keptSession]
+	users    uint
+}
+
+func startKept(t *testing.T, config gormsessions.Config, options *gorm.Config) *kept {
+	t.Helper()
+	options.Logger = logger.Discard
+	db, err := gorm.Open(sqlite.Open(filepath.Join(t.TempDir(), "test.db")+"?_foreign_keys=on&_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	cache, err := sessioncache.New(sessioncache.Config{TTL: gormsessions.Never})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cache.Close() })
+	config.Cache = cache
+	k := &kept{T: t, db: db, cache: cache, sessions: gormsessions.New[keptSession](config)}
+	k.must(db.Use(k.sessions))
+	return k
+}
+
+func (k *kept) must(err error) {
+	k.Helper()
+	if err != nil {
+		k.Fatal(err)
+	}
+}
+
+// sign is a session of a new user.
+func (k *kept) sign() *keptSession {
+	k.Helper()
+	k.users++
+	email := fmt.Sprint("user", k.users)
+	user := keptUser{ID: k.users, Name: "ada", Number: 1000 + k.users, Email: &email}
+	k.must(k.db.Create(&user).Error)
+	s := &keptSession{}
+	s.OwnerID = user.ID
+	k.must(k.sessions.Create(k.Context(), s))
+	return s
+}
+
+// warm makes the cache hold a session with its owner.
+func (k *kept) warm(s *keptSession) *keptSession {
+	k.Helper()
+	for range 1000 {
+		hits := k.cache.Stats().Hits
+		got, err := k.sessions.Authenticate(k.Context(), string(s.Token), gormsessions.WithOwner)
+		k.must(err)
+		if k.cache.Stats().Hits > hits {
+			return got
+		}
+		runtime.GC()
+	}
+	k.Fatalf("the cache does not keep the session: %+v", k.cache.Stats())
+	return nil
+}
+
+// same asserts that the cache says what the database does.
+func (k *kept) same(what string, s *keptSession) {
+	k.Helper()
+	built := func(db *gorm.DB) *gorm.DB { return db }
+	got, err := k.sessions.Lookup(k.Context(), string(s.Token), gormsessions.WithOwner)
+	stored, wanted := k.sessions.Lookup(k.Context(), string(s.Token), gormsessions.WithOwner, built)
+	if err != wanted || !reflect.DeepEqual(got, stored) {
+		k.Errorf("%s: with the cache %v, %+v; the database has %v, %+v", what, err, got, wanted, stored)
+	}
+}
+
+func TestCachedOddWrites(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+	users := func() *gorm.DB { return k.db.Model(&keptUser{}) }
+	for name, write := range map[string]func(s *keptSession) error{
+		"Raw and Take": func(s *keptSession) error {
+			return k.db.Raw("UPDATE kept_users SET name = 'x' RETURNING *").Take(&keptUser{}).Error
+		},
+		"Raw and Find": func(s *keptSession) error {
+			return k.db.Raw("UPDATE kept_users SET name = 'x' RETURNING *").Find(&[]keptUser{}).Error
+		},
+		"Raw and Pluck": func(s *keptSession) error {
+			return k.db.Raw("UPDATE kept_users SET name = 'x' RETURNING id").Pluck("id", &[]uint{}).Error
+		},
+		"Raw after a comment": func(s *keptSession) error {
+			return k.db.Raw("-- what this is for\nUPDATE kept_users SET name = 'x' RETURNING id").Scan(&[]uint{}).Error
+		},
+		"NOT": func(s *keptSession) error { return users().Where("NOT kept_users.id = ?", 0).Update("name", "x").Error },
+		"OR": func(s *keptSession) error {
+			return users().Where("kept_users.name <> '' OR kept_users.id = ?", 0).Update("name", "x").Error
+		},
+		"OR on a line": func(s *keptSession) error {
+			return users().Where("id = ?", 0).Where("name = ''\nOR\nname = ?", "ada").Update("name", "x").Error
+		},
+		"another table's id": func(s *keptSession) error {
+			return users().Clauses(clause.From{Tables: []clause.Table{{Name: "others"}}}).
+				Where("others.id = ?", 7).Where("others.user_id = kept_users.id").Update("name", "x").Error
+		},
+		"another table's id, by a clause": func(s *keptSession) error {
+			return users().Clauses(clause.From{Tables: []clause.Table{{Name: "others"}}}).
+				Where(clause.Eq{Column: clause.Column{Table: "others", Name: "id"}, Value: 7}).Update("name", "x").Error
+		},
+		"another model's key": func(s *keptSession) error {
+			return k.db.Model(&keptNumber{Number: 1000 + s.OwnerID}).Update("name", "x").Error
+		},
+		"another model's key, Delete": func(s *keptSession) error {
+			return k.db.Unscoped().Delete(&keptNumber{}, 1000+s.OwnerID).Error
+		},
+		"a key of a type of its own": func(s *keptSession) error {
+			return users().Where("id = ?", halved(2*s.OwnerID)).Update("name", "x").Error
+		},
+		"a table as a parameter": func(s *keptSession) error {
+			return k.db.Table("?", clause.Table{Name: "kept_users"}).Where("1 = 1").Update("name", "x").Error
+		},
+		"a table in a clause": func(s *keptSession) error {
+			return k.db.Table("others").Clauses(clause.Update{Table: clause.Table{Name: "kept_users"}}).Where("1 = 1").Update("name", "x").Error
+		},
+		"an upsert by another column": func(s *keptSession) error {
+			email := fmt.Sprint("user", s.OwnerID)
+			return k.db.Clauses(clause.OnConflict{Columns: []clause.Column{{Name: "email"}}, DoUpdates: clause.AssignmentColumns([]string{"name"})}).
+				Create(&keptUser{ID: 5000 + s.OwnerID, Name: "x", Number: 5000 + s.OwnerID, Email: &email}).Error
+		},
+		"an upsert with conditions": func(s *keptSession) error {
+			return k.db.Where("id = ?", 0).Clauses(clause.OnConflict{UpdateAll: true}).
+				Create(&keptUser{ID: s.OwnerID, Name: "x", Number: 5000 + s.OwnerID}).Error
+		},
+		"INSERT OR REPLACE": func(s *keptSession) error {
+			email := fmt.Sprint("user", s.OwnerID)
+			return k.db.Clauses(clause.Insert{Modifier: "OR REPLACE"}).
+				Create(&keptUser{ID: 5000 + s.OwnerID, Name: "x", Number: 5000 + s.OwnerID, Email: &email}).Error
+		},
+	} {
+		s := k.sign()
+		k.must(k.db.Exec("DROP TABLE IF EXISTS others").Error)
+		k.must(k.db.Exec("CREATE TABLE others (id integer, user_id integer)").Error)
+		k.must(k.db.Exec("INSERT INTO others VALUES (7, ?)", s.OwnerID).Error)
+		before := k.warm(s)
+		if err := write(s); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		k.same(name, s)
+		if now, err := k.sessions.Lookup(t.Context(), string(s.Token), gormsessions.WithOwner, func(db *gorm.DB) *gorm.DB { return db }); err == nil && reflect.DeepEqual(now, before) {
+			t.Errorf("%s changed nothing", name)
+		}
+	}
+}
+
+func TestCachedRows(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+	s := k.sign()
+	k.warm(s)
+	if rows, err := k.db.Raw("UPDATE kept_users SET no_column = 1 RETURNING id").Rows(); err == nil {
+		t.Error("a column that is not there", rows.Close())
+	}
+	for range 2 { // the rows are garbage before the transaction has ended
+		k.warm(s)
+		tx := k.db.Begin()
+		k.must(tx.Raw("UPDATE kept_users SET name = name || 'x' RETURNING id").Scan(&[]uint{}).Error)
+		for range 10 {
+			runtime.GC()
+			_, err := k.sessions.Authenticate(t.Context(), string(s.Token), gormsessions.WithOwner)
+			k.must(err)
+		}
+		k.must(tx.Commit().Error)
+		k.same("committed later", s)
+	}
+}
+
+// keptPanics has hooks that do.
+type keptPanics keptUser
+
+func (keptPanics) TableName() string { return "kept_users" }
+
+func (keptPanics) AfterUpdate(*gorm.DB) error { panic("update") }
+func (keptPanics) AfterDelete(*gorm.DB) error { panic("delete") }
+
+func panics(fn func()) (did bool) {
+	defer func() { did = recover() != nil }()
+	fn()
+	return false
+}
+
+func TestCachedPanics(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{SkipDefaultTransaction: true})
+	for name, write := range map[string]func(u *keptPanics){
+		"update": func(u *keptPanics) { k.db.Model(u).Update("name", "x") },
+		"delete": func(u *keptPanics) { k.db.Delete(u) },
+	} {
+		s := k.sign()
+		k.warm(s)
+		if !panics(func() { write(&keptPanics{ID: s.OwnerID}) }) {
+			t.Errorf("%s: no panic", name)
+		}
+		k.same(name, s)
+	}
+}
+
+func TestCachedEvictionPanics(t *testing.T) {
+	for name, create := range map[string]func(db *gorm.DB, s *keptSession){
+		"alone": func(db *gorm.DB, s *keptSession) {
+			if !panics(func() { db.Create(s) }) {
+				t.Error("no panic")
+			}
+		},
+		"in a transaction": func(db *gorm.DB, s *keptSession) {
+			tx := db.Begin()
+			if !panics(func() { tx.Create(s) }) {
+				t.Error("no panic")
+			}
+			tx.Commit()
+		},
+	} {
+		k := startKept(t, gormsessions.Config{MaxPerOwner: 1}, &gorm.Config{SkipDefaultTransaction: true})
+		s := k.sign()
+		k.warm(s)
+		next := &keptSession{Panics: true}
+		next.OwnerID = s.OwnerID
+		create(k.db, next)
+		if row, err := k.sessions.Get(t.Context(), gormsessions.WithID(s.ID)); err != nil || row.RevokedAt == nil {
+			t.Errorf("%s: not evicted: %v", name, err)
+		}
+		k.same(name, s)
+	}
+}
+
+func TestCachedOpaqueField(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+	s := k.sign()
+	k.must(k.db.Model(s).Update("prefs", datatypes.NewJSONType(map[string]any{"a": []any{"b"}})).Error)
+	got := k.warm(s)
+	got.Prefs.Data()["a"].([]any)[0] = "other"
+	got.Prefs.Data()["more"] = true
+	k.same("a copy written to", s)
 }

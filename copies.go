@@ -12,7 +12,7 @@ import (
 
 // copier makes copies of sessions that share nothing with what they are copied from
 // that a caller might write to. Unexported fields are left to the copy that Go makes
-// of a struct.
+// of a struct, but for types that are known to give out what is in them.
 type copier struct {
 	owner  *schema.Field // nil: none
 	deep   bool          // the owner holds references
@@ -45,7 +45,7 @@ func (c *copier) find(t reflect.Type, index []int, rest []string) {
 		}
 		switch {
 		case !f.IsExported() && !f.Anonymous, f.Type == reflect.TypeFor[Base](), !refers(f.Type):
-		case f.Type.Kind() == reflect.Struct:
+		case f.Type.Kind() == reflect.Struct && !opens(f.Type):
 			c.find(f.Type, path, within)
 		case f.IsExported():
 			c.fields = append(c.fields, path)
@@ -63,12 +63,18 @@ func refers(t reflect.Type) bool {
 		return refers(t.Elem())
 	case reflect.Struct:
 		for i := range t.NumField() {
-			if f := t.Field(i); f.IsExported() && refers(f.Type) {
+			if f := t.Field(i); (f.IsExported() || opens(t)) && refers(f.Type) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// opens reports whether a type's unexported fields are its user's to write through, as
+// what Data of a datatypes.JSONType returns is.
+func opens(t reflect.Type) bool {
+	return t.PkgPath() == "gorm.io/datatypes" || t.PkgPath() == "math/big"
 }
 
 // block is a copy of a session with what it points to beside it.
@@ -228,7 +234,11 @@ func unshare(v reflect.Value, seen map[uintptr]reflect.Value) {
 		v.Set(own)
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if f := v.Field(i); f.CanSet() && !f.IsZero() && refers(f.Type()) {
+			f := v.Field(i)
+			if !f.CanSet() && opens(v.Type()) {
+				f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem()
+			}
+			if f.CanSet() && !f.IsZero() && refers(f.Type()) {
 				unshare(f, seen)
 			}
 		}
