@@ -232,29 +232,33 @@ func (b *binding) cachingCallbacks() []callback {
 	prefix, all := pluginName(b.schema.ModelType)+":cache_", b.root.Callback()
 	create, update, remove, raw, query, row := all.Create(), all.Update(), all.Delete(), all.Raw(), all.Query(), all.Row()
 	return []callback{
-		{prefix + "created", create, create.Get, create.After("gorm:create").Before("gorm:save_after_associations"), b.noticeAlone},
-		{prefix + "create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
-		{prefix + "updated", update, update.Get, update.After("gorm:update").Before("gorm:save_after_associations"), b.noticeAlone},
-		{prefix + "update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
-		{prefix + "deleted", remove, remove.Get, remove.After("gorm:delete").Before("gorm:after_delete"), b.noticeAlone},
-		{prefix + "delete", remove, remove.Get, remove.After("gorm:commit_or_rollback_transaction"), b.noticeWithin},
+		{prefix + "created", create, create.Get, create.After("gorm:create").Before("gorm:save_after_associations"), alone(b.noticeCreate)},
+		{prefix + "create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), within(b.noticeCreate)},
+		{prefix + "updated", update, update.Get, update.After("gorm:update").Before("gorm:save_after_associations"), alone(b.noticeWrite)},
+		{prefix + "update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), within(b.noticeWrite)},
+		{prefix + "deleted", remove, remove.Get, remove.After("gorm:delete").Before("gorm:after_delete"), alone(b.noticeWrite)},
+		{prefix + "delete", remove, remove.Get, remove.After("gorm:commit_or_rollback_transaction"), within(b.noticeWrite)},
 		{prefix + "raw", raw, raw.Get, raw.After("gorm:raw"), b.noticeRaw},
 		{prefix + "query", query, query.Get, query.After("gorm:query"), b.noticeRawQuery},
 		{prefix + "row", row, row.Get, row.After("gorm:row"), b.noticeRawQuery},
 	}
 }
 
-// noticeAlone notices a statement at once, for hooks that may panic come next; and
-// noticeWithin one in GORM's transaction, once that has ended.
-func (b *binding) noticeAlone(db *gorm.DB) {
-	if !inGORMs(db) {
-		b.noticeWrite(db)
+// alone notices a statement at once, for hooks that may panic come next; and within
+// one in GORM's transaction, once that has ended.
+func alone(notice func(*gorm.DB)) func(*gorm.DB) {
+	return func(db *gorm.DB) {
+		if !inGORMs(db) {
+			notice(db)
+		}
 	}
 }
 
-func (b *binding) noticeWithin(db *gorm.DB) {
-	if inGORMs(db) {
-		b.noticeWrite(db)
+func within(notice func(*gorm.DB)) func(*gorm.DB) {
+	return func(db *gorm.DB) {
+		if inGORMs(db) {
+			notice(db)
+		}
 	}
 }
 
@@ -264,11 +268,18 @@ func inGORMs(db *gorm.DB) bool {
 	return began
 }
 
+// noticeCreate notices an INSERT that may write rows that are there.
+func (b *binding) noticeCreate(db *gorm.DB) {
+	if overwrites(db.Statement) {
+		b.noticeWrite(db)
+	}
+}
+
 // noticeWrite tells the cache what a statement may have changed, whether it failed
 // or not: a commit may have, that was made.
 func (b *binding) noticeWrite(db *gorm.DB) {
 	stmt := db.Statement
-	if db.DryRun || stmt.Schema == nil && stmt.Table == "" && stmt.TableExpr == nil || !overwrites(stmt) {
+	if db.DryRun || stmt.Schema == nil && stmt.Table == "" && stmt.TableExpr == nil {
 		return
 	}
 	if _, ended := db.Get(retiredGone); ended {
@@ -287,17 +298,12 @@ func (b *binding) noticeWrite(db *gorm.DB) {
 	b.changed(db, tags...)
 }
 
-// overwrites reports whether a statement may write rows that are there: of INSERTs
-// only some.
 func overwrites(stmt *gorm.Statement) bool {
-	c, inserts := stmt.Clauses["INSERT"]
-	if !inserts {
-		return true
-	}
+	c, built := stmt.Clauses["INSERT"] // the plugin's own is not
 	insert, known := c.Expression.(clause.Insert)
 	conflict, upserts := stmt.Clauses["ON CONFLICT"]
 	do, _ := conflict.Expression.(clause.OnConflict)
-	return !known || insert.Modifier != "" || upserts && !do.DoNothing
+	return built && !known || insert.Modifier != "" || upserts && !do.DoNothing
 }
 
 // named reports whether a statement is on a table, by whatever name for it.

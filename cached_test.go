@@ -291,6 +291,45 @@ func TestCachedRows(t *testing.T) {
 	}
 }
 
+// What a statement does not change stays served.
+func TestCachedStays(t *testing.T) {
+	k := startKept(t, gormsessions.Config{MaxPerOwner: 2}, &gorm.Config{})
+	s, id := k.sign(), uint(0)
+	ctx := t.Context()
+	for name, run := range map[string]func() error{
+		"Create":             func() error { k.sign(); return nil },
+		"db.Create":          func() error { v := &keptSession{}; v.OwnerID = id; return k.db.Create(v).Error },
+		"Authenticate":       func() error { _, err := k.sessions.Authenticate(ctx, string(k.sign().Token)); return err },
+		"Revoke":             func() error { _, err := k.sessions.Revoke(ctx, "", gormsessions.ForUser(id)); return err },
+		"Rotate":             func() error { return k.sessions.Rotate(ctx, k.sign()) },
+		"Prune":              func() error { _, err := k.sessions.Prune(ctx); return err },
+		"Update":             func() error { return k.db.Model(&keptUser{ID: id}).Update("name", "y").Error },
+		"Update by ID":       func() error { return k.db.Model(&keptUser{}).Where("kept_users.id = ?", id).Update("name", "z").Error },
+		"Save":               func() error { return k.db.Save(&keptUser{ID: id, Name: "x", Number: 1 + id}).Error },
+		"Save of a new one":  func() error { return k.db.Save(&keptUser{ID: 999, Name: "x", Number: 999}).Error },
+		"Delete":             func() error { return k.db.Delete(&keptUser{}, id).Error },
+		"Delete for good":    func() error { return k.db.Unscoped().Delete(&keptUser{ID: id}).Error },
+		"Raw":                func() error { return k.db.Raw("SELECT id FROM kept_users WHERE name = 'x'").Scan(&[]uint{}).Error },
+		"Raw of a model":     func() error { return k.db.Raw("SELECT * FROM kept_users").Find(&[]keptUser{}).Error },
+		"another table":      func() error { return k.db.Exec("CREATE TABLE IF NOT EXISTS others (id integer)").Error },
+		"a migration":        func() error { return k.sessions.Migrate(ctx) },
+		"AutoMigrate":        func() error { return k.db.AutoMigrate(&keptUser{}) },
+		"a query of a model": func() error { return k.db.Where("name = ?", "x").Find(&[]keptUser{}).Error },
+	} {
+		id = k.sign().OwnerID
+		k.warm(s)
+		if err := run(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		hits := k.cache.Stats().Hits
+		_, err := k.sessions.Authenticate(ctx, string(s.Token), gormsessions.WithOwner)
+		k.must(err)
+		if k.cache.Stats().Hits == hits {
+			t.Errorf("%s: what it does not change is not served", name)
+		}
+	}
+}
+
 // keptPanics has hooks that do.
 type keptPanics keptUser
 

@@ -279,6 +279,12 @@ func (b *binding) endLimited(db *gorm.DB) {
 	if _, held := db.InstanceGet(heldPoint); held && db.Error != nil {
 		_ = tx.RollbackTo(savepoint) // a transaction that the database ended has none
 	}
+	// A hook that panics may come next.
+	defer func() {
+		if box, ok := db.InstanceGet(outboxKey); ok && !inGORMs(db) {
+			box.(*outbox).settle(db)
+		}
+	}()
 	pool, held := db.InstanceGet(heldPool)
 	if !held {
 		return
