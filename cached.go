@@ -65,7 +65,7 @@ func keyOf(d Digest) (key CacheKey) {
 // caller. Nil: ask the database.
 func (p *Plugin[T]) cached(ctx context.Context, token string, scopes []Scope, use bool) *T {
 	b := p.core.bound.Load()
-	if b == nil || b.caching == nil || p.with || !b.possible(token) || ctx.Err() != nil {
+	if b == nil || b.caching == nil || b.plans.off.Load() || p.with || !b.possible(token) || ctx.Err() != nil {
 		return nil
 	}
 	owned := len(scopes) == 1
@@ -140,7 +140,8 @@ func (p *Plugin[T]) useBehind(ctx context.Context, e *entry[T]) {
 func (p *Plugin[T]) keep(b *binding, session *T, scopes []Scope, digests digests, read uint64) {
 	base := sessionIn(session)
 	// A session that was found by another hasher's digest is about to get this one.
-	if len(scopes) > 1 || len(scopes) == 1 && !isWithOwner(scopes[0]) || subtle.ConstantTimeCompare(base.TokenDigest, digests[0]) != 1 {
+	// And what another plugin adds is as a scope of the caller's.
+	if b.plans.off.Load() || len(scopes) > 1 || len(scopes) == 1 && !isWithOwner(scopes[0]) || subtle.ConstantTimeCompare(base.TokenDigest, digests[0]) != 1 {
 		return
 	}
 	tags := []CacheTag{SessionTag(base.ID)}

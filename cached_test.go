@@ -1,6 +1,7 @@
 package gormsessions_test
 
 import (
+	"context"
 	"database/sql/driver"
 	"fmt"
 	"path/filepath"
@@ -395,4 +396,23 @@ func TestCachedOpaqueField(t *testing.T) {
 	got.Prefs.Data()["a"].([]any)[0] = "other"
 	got.Prefs.Data()["more"] = true
 	k.same("a copy written to", s)
+}
+
+// What another plugin adds to the statement may hang on the request.
+func TestCachedTenants(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+	type tenant struct{}
+	k.must(k.db.Callback().Query().Before("gorm:query").Register("test:tenant", func(db *gorm.DB) {
+		if id, ok := db.Statement.Context.Value(tenant{}).(uint); ok && db.Statement.Table == "kept_sessions" {
+			db.Where("kept_sessions.owner_id = ?", id)
+		}
+	}))
+	s := k.sign()
+	for range 3 {
+		_, err := k.sessions.Authenticate(context.WithValue(t.Context(), tenant{}, s.OwnerID), string(s.Token))
+		k.must(err)
+	}
+	if _, err := k.sessions.Authenticate(context.WithValue(t.Context(), tenant{}, s.OwnerID+1), string(s.Token)); err != gormsessions.ErrNoSession {
+		t.Errorf("another tenant's: %v", err)
+	}
 }
