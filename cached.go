@@ -522,10 +522,13 @@ func (b *binding) changed(db *gorm.DB, tags ...CacheTag) {
 		return
 	}
 	pool := db.Statement.ConnPool
-	if tx, ok := pool.(*gorm.PreparedStmtTX); ok {
-		pool = tx.Tx
+	if tx, ok := db.Get(preparedTx); ok && pool == gorm.ConnPool(tx.(*gorm.PreparedStmtTX).Tx) {
+		pool = tx.(*gorm.PreparedStmtTX)
 	}
 	switch within := pool.(type) {
+	case *gorm.PreparedStmtTX: // GORM commits by it; what it prepares keeps the other for a day
+		runtime.AddCleanup(within, call0, b.caching.Pending(tags...))
+		return
 	case *sql.Tx:
 		runtime.AddCleanup(within, call0, b.caching.Pending(tags...))
 		return

@@ -287,8 +287,11 @@ func (b *binding) onPrimary(db *gorm.DB) *gorm.DB {
 func unprepared(stmt *gorm.Statement) {
 	if tx, ok := stmt.ConnPool.(*gorm.PreparedStmtTX); ok {
 		stmt.ConnPool = tx.Tx
+		stmt.Settings.Store(preparedTx, tx)
 	}
 }
+
+const preparedTx = "gormsessions:prepared_tx" // what unprepared has taken off
 
 // Create does what db.Create does: it stores a new session. The value then has
 // its ID, its times and its Token, the only copy of the secret; if it fails,
