@@ -362,7 +362,7 @@ func (p *plan) query(ctx context.Context, pool gorm.ConnPool, dialect, query str
 	if db == nil {
 		return pool.QueryContext(ctx, query, args...)
 	}
-	if dialect == "sqlite" && ctx.Done() != nil && db.Stats().MaxOpenConnections == 0 {
+	if dialect == "sqlite" && ctx.Done() != nil && hasRoom(db.Stats()) {
 		// To be able to interrupt a query the drivers start a goroutine for each,
 		// which costs more than this one. It waits for no connection either.
 		if err := ctx.Err(); err != nil {
@@ -375,6 +375,9 @@ func (p *plan) query(ctx context.Context, pool gorm.ConnPool, dialect, query str
 	}
 	return db.QueryContext(ctx, query, args...)
 }
+
+// hasRoom reports whether a statement will not wait for a connection.
+func hasRoom(pool sql.DBStats) bool { return pool.MaxOpenConnections == 0 || pool.Idle > 0 }
 
 // poolOf is the pool of database/sql that a statement outside a transaction uses; nil
 // where it uses another thing.
