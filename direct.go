@@ -183,6 +183,8 @@ type direct struct {
 	session               reflect.Value
 	pool                  gorm.ConnPool // the statement's own
 	refused, asked, found bool
+	condition             [1]clause.Expression // with values: room, in this one allocation
+	values                [6]any
 	db                    gorm.DB
 	stmt                  gorm.Statement
 }
@@ -209,10 +211,11 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 	d.stmt.Context, d.stmt.Model, d.stmt.Dest = ctx, session, session
 	d.stmt.BuildClauses = directClauses
 	d.stmt.SQL.Grow(len(p.sql))
+	d.condition[0] = d
 	d.stmt.Clauses = map[string]clause.Clause{
 		"SELECT":     {Name: "SELECT", Expression: allColumns},
 		"FROM":       {Name: "FROM", Expression: ownTable},
-		"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: []clause.Expression{d}}},
+		"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: d.condition[:]}},
 		directClause: {Expression: fixed{d}},
 	}
 	if from != b.root {
@@ -297,7 +300,7 @@ func (f fixed) Build(builder clause.Builder) {
 		return
 	}
 	_, _ = builder.WriteString(d.plan.sql)
-	d.stmt.Vars = slices.Clone(d.plan.vars)
+	d.stmt.Vars = append(d.values[:0], d.plan.vars...)
 	for _, v := range d.plan.filled {
 		if v.digest == isTime {
 			d.stmt.Vars[v.at] = d.now
