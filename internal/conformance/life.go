@@ -577,7 +577,11 @@ func (s suite) races(t *testing.T) {
 			wg.Wait()
 			want(t, "revived", e.count(gormsessions.Active), 0)
 			e.refused(list[0].Token)
-			e.exec("DELETE FROM {t}")
+			if e.db.Name() == "postgres" {
+				e.exec("TRUNCATE {t} CASCADE") // deleted rows would be looked at each time
+			} else {
+				e.exec("DELETE FROM {t}")
+			}
 			if t.Failed() {
 				return
 			}
