@@ -570,8 +570,23 @@ func (s suite) writesTheSame(t *testing.T) {
 	must(t, db.Create(&tenant).Error)
 	must(t, db.Create(&project).Error)
 	stored := func(model any, id uuid.UUID) map[string]any {
+		// Not by GORM: it cannot scan every driver's bytes into a map.
+		rows, err := db.Table(tableOf(t, db, model)).Where(clause.Eq{Column: clause.Column{Name: columnOf(t, db, model, "ID")}, Value: id}).Rows()
+		must(t, err)
+		defer rows.Close()
+		names, err := rows.Columns()
+		must(t, err)
+		want(t, "there is a row", rows.Next(), true)
+		values := make([]any, len(names))
+		dests := make([]any, len(names))
+		for i := range values {
+			dests[i] = &values[i]
+		}
+		must(t, rows.Scan(dests...))
 		row := map[string]any{}
-		must(t, db.Table(tableOf(t, db, model)).Where(clause.Eq{Column: clause.Column{Name: columnOf(t, db, model, "ID")}, Value: id}).Take(&row).Error)
+		for i, name := range names {
+			row[name] = values[i]
+		}
 		delete(row, columnOf(t, db, model, "ID"))
 		delete(row, columnOf(t, db, model, "TokenDigest"))
 		return row
