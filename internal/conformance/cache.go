@@ -328,7 +328,7 @@ func (s suite) cache(t *testing.T) {
 			t.Skip("once on each database")
 		}
 		e := s.startCached(t, gormsessions.Config{})
-		rounds := s.count(100, 10_000)
+		rounds := s.count(100, 1_000)
 		if n, err := strconv.Atoi(os.Getenv("GORMSESSIONS_ROUNDS")); err == nil {
 			rounds = n
 		}
