@@ -51,9 +51,10 @@ func (c *columns) ownerKey() *schema.Field { return c.owner.References[0].Primar
 
 // entry is a session in the cache: nobody else has it.
 type entry[T any] struct {
-	session T
-	owned   bool // it was looked up with its owner
-	using   atomic.Bool
+	block[T]
+	owned bool // it was looked up with its owner
+	flat  bool // its Data holds no lists and objects
+	using atomic.Bool
 }
 
 func keyOf(d Digest) (key CacheKey) {
@@ -65,7 +66,8 @@ func keyOf(d Digest) (key CacheKey) {
 // caller. Nil: ask the database.
 func (p *Plugin[T]) cached(ctx context.Context, token string, scopes []Scope, use bool) *T {
 	b := p.core.bound.Load()
-	if b == nil || b.caching == nil || b.plans.off.Load() || p.with || !b.possible(token) || ctx.Err() != nil {
+	// Whether the token can be valid was judged before its session was kept.
+	if b == nil || b.caching == nil || b.plans.off.Load() || p.with || len(token) == 0 || len(token) > maxToken || ctx.Err() != nil {
 		return nil
 	}
 	owned := len(scopes) == 1
@@ -85,7 +87,7 @@ func (p *Plugin[T]) cached(ctx context.Context, token string, scopes []Scope, us
 	if use && b.due(base, now) && e.using.CompareAndSwap(false, true) {
 		p.useBehind(ctx, e)
 	}
-	return copyOf(b.caching.copies, &e.session, owned)
+	return copyOf(b.caching.copies, &e.session, owned, e.flat)
 }
 
 // digestTo appends the digest to dst, for the package's own hashers without an
@@ -120,7 +122,7 @@ func (p *Plugin[T]) useBehind(ctx context.Context, e *entry[T]) {
 				c.db.Logger.Error(ctx, "gormsessions: noting the use of a cached session panicked: %v\n%s", r, debug.Stack())
 			}
 		}()
-		session := copyOf(caching.copies, &e.session, false)
+		session := copyOf(caching.copies, &e.session, false, e.flat)
 		base, now := sessionIn(session), nowOf(c.db)
 		won, err := c.use(base, now, base.TokenDigest, true)
 		switch {
@@ -156,7 +158,8 @@ func (p *Plugin[T]) keep(b *binding, session *T, scopes []Scope, digests digests
 			tags = append(tags, CacheTag("o"+v.String())) // as PostgreSQL's triggers write it
 		}
 	}
-	e := &entry[T]{session: *copyOf(b.caching.copies, session, true), owned: len(scopes) == 1}
+	e := &entry[T]{owned: len(scopes) == 1, flat: isFlat(base.Data)}
+	copyInto(b.caching.copies, &e.block, session, e.owned, e.flat, room{new(any), 0, 1})
 	b.caching.Put(keyOf(digests[0]), e, read, tags...)
 }
 

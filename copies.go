@@ -2,6 +2,7 @@ package gormsessions
 
 import (
 	"context"
+	"maps"
 	"reflect"
 	"sync"
 	"time"
@@ -88,17 +89,26 @@ type block[T any] struct {
 // than to make. Who keeps one of them keeps all.
 type slab[T any] struct {
 	blocks [8]block[T]
-	owners reflect.Value // a slice as long; invalid: not needed yet
+	owners any // a slice as long, of Owner's; nil: not needed yet
 	used   int
 }
 
-// copyOf copies a session, with its owner or without.
-func copyOf[T any](c *copier, from *T, owned bool) *T {
+// copyOf copies a session, with its owner or without. One that is flat has Data
+// without lists and objects.
+func copyOf[T any](c *copier, from *T, owned, flat bool) *T {
 	s, _ := c.slabs.Get().(*slab[T])
 	if s == nil {
 		s = new(slab[T])
 	}
 	made := &s.blocks[s.used]
+	copyInto(c, made, from, owned, flat, room{&s.owners, s.used, len(s.blocks)})
+	if s.used++; s.used < len(s.blocks) {
+		c.slabs.Put(s)
+	}
+	return &made.session
+}
+
+func copyInto[T any](c *copier, made *block[T], from *T, owned, flat bool, owners room) {
 	made.session = *from
 	base := sessionIn(&made.session)
 	for i, t := range base.optionalTimes() {
@@ -109,17 +119,23 @@ func copyOf[T any](c *copier, from *T, owned bool) *T {
 	}
 	n := copy(made.digest[:], base.TokenDigest)
 	base.TokenDigest = made.digest[:n:n]
-	if base.Data != nil {
-		data := make(datatypes.JSONMap, len(base.Data))
+	base.Data = maps.Clone(base.Data)
+	if !flat {
 		for key, value := range base.Data {
-			data[key] = copyJSON(value)
+			base.Data[key] = copyJSON(value)
 		}
-		base.Data = data
 	}
-	if c.owner != nil || len(c.fields) > 0 {
+	if c.owner != nil {
+		if own, ok := any(&made.session).(owning); ok {
+			own.copyOwner(owned, owners)
+		} else {
+			copyOwner(c.owner.ReflectValueOf(context.Background(), reflect.ValueOf(&made.session).Elem()), owned)
+		}
+	}
+	if c.deep && owned || len(c.fields) > 0 {
 		v := reflect.ValueOf(&made.session).Elem()
-		if c.owner != nil {
-			c.copyOwner(c.owner.ReflectValueOf(context.Background(), v), owned, s.owner)
+		if c.deep && owned {
+			unshare(reflect.Indirect(c.owner.ReflectValueOf(context.Background(), v)), nil)
 		}
 		for _, index := range c.fields {
 			if f := v.FieldByIndex(index); !f.IsZero() {
@@ -127,38 +143,56 @@ func copyOf[T any](c *copier, from *T, owned bool) *T {
 			}
 		}
 	}
-	if s.used++; s.used < len(s.blocks) {
-		c.slabs.Put(s)
-	}
-	return &made.session
 }
 
-// copyOwner gives a copy of a session an owner of its own, or none.
-func (c *copier) copyOwner(owner reflect.Value, owned bool, room func(reflect.Type) reflect.Value) {
-	switch {
-	case !owned:
-		owner.SetZero()
+// room is where the owner of a copy goes: the place at in a slice of so many, which
+// is made when it is first needed.
+type room struct {
+	owners *any
+	at, of int
+}
+
+// owning is a model that embeds [Session], which knows its owner's type.
+type owning interface {
+	copyOwner(keep bool, to room)
+}
+
+// copyOwner gives a copy of a session an owner of its own, or none: one of several
+// that are made at once.
+func (s *Session[O, K]) copyOwner(keep bool, to room) {
+	if !keep || s.Owner == nil {
+		s.Owner = nil
 		return
-	case owner.Kind() == reflect.Pointer:
-		if owner.IsNil() {
-			return
-		}
-		own := room(owner.Type().Elem())
-		own.Set(owner.Elem())
-		owner.Set(own.Addr())
-		owner = own
 	}
-	if c.deep {
-		unshare(owner, nil)
+	owners, ok := (*to.owners).([]O)
+	if !ok {
+		owners = make([]O, to.of)
+		*to.owners = owners
+	}
+	owners[to.at] = *s.Owner
+	s.Owner = &owners[to.at]
+}
+
+// copyOwner is that for a model with an Owner of its own.
+func copyOwner(owner reflect.Value, keep bool) {
+	if !keep {
+		owner.SetZero()
+	} else if owner.Kind() == reflect.Pointer && !owner.IsNil() {
+		own := reflect.New(owner.Type().Elem())
+		own.Elem().Set(owner.Elem())
+		owner.Set(own)
 	}
 }
 
-// owner is room for the owner of the copy that is being made.
-func (s *slab[T]) owner(t reflect.Type) reflect.Value {
-	if !s.owners.IsValid() {
-		s.owners = reflect.MakeSlice(reflect.SliceOf(t), len(s.blocks), len(s.blocks))
+// isFlat reports whether copies of a session's Data share nothing that is in it.
+func isFlat(data datatypes.JSONMap) bool {
+	for _, value := range data {
+		switch value.(type) {
+		case map[string]any, []any:
+			return false
+		}
 	}
-	return s.owners.Index(s.used)
+	return true
 }
 
 // copyJSON copies what encoding/json makes of a value.

@@ -22,8 +22,9 @@ import (
 // What Authenticate and Lookup ask never changes but for the digest and the time. So
 // GORM's builder makes the statement once; then it is run again as it is, through
 // GORM's callbacks as any query, and its row is scanned by setters that are chosen
-// once too. What other plugins add to a statement they still add: then, and
-// with scopes of the caller's, GORM builds it.
+// once too. Where other plugins have callbacks of queries, the statement is one that
+// they can add to: what they add they still add. Then, and with scopes of the
+// caller's, GORM builds it.
 
 // errIndirect: this look-up is one for GORM's builder.
 var errIndirect = errors.New("gormsessions: the statement was changed by another plugin, and is built anew")
@@ -31,11 +32,14 @@ var errIndirect = errors.New("gormsessions: the statement was changed by another
 // plan is a look-up's fixed statement.
 type plan struct {
 	sql    string
-	vars   []any // those that are fixed; digests and times are marked
+	text   strings.Builder // that too, as statements hold it
+	vars   []any           // those that are fixed; digests and times are marked
 	filled []variable
 	owner  *schema.Relationship // joined; nil: none
 	fields []target
 	rows   sync.Pool // of *row
+
+	static bool // the model adds nothing to a statement
 
 	table, tableExpr    string
 	clauses, conditions int // of the statement, with those that the model itself adds (soft deletion)
@@ -74,7 +78,9 @@ func (b *binding) newPlan(owned bool) *plan {
 	if db.Error != nil {
 		return nil
 	}
-	p := &plan{sql: stmt.SQL.String(), vars: stmt.Vars}
+	p := &plan{vars: stmt.Vars}
+	p.text.WriteString(stmt.SQL.String())
+	p.sql = p.text.String()
 	for i, v := range p.vars {
 		switch v := v.(type) {
 		case boundDigest:
@@ -105,6 +111,8 @@ func (b *binding) newPlan(owned bool) *plan {
 		return nil
 	}
 	p.rows.New = func() any { return p.newRow() }
+	_, modifies := stmt.Model.(gorm.StatementModifier)
+	p.static = !modifies && len(b.schema.QueryClauses) == 0
 
 	p.table, p.tableExpr = fromOf(stmt)
 
@@ -130,17 +138,7 @@ func fromOf(stmt *gorm.Statement) (table, expr string) {
 type plans struct {
 	alone, owned func() *plan
 	insert       func() *insertion
-	callbacks    []callback
 	off          atomic.Bool // another plugin adds to these statements
-}
-
-func (p *plans) intact() bool {
-	for _, c := range p.callbacks {
-		if !c.intact() {
-			return false
-		}
-	}
-	return true
 }
 
 func (b *binding) initPlans() {
@@ -171,9 +169,10 @@ func isWithOwner(scope Scope) bool {
 	return reflect.ValueOf(scope).Pointer() == reflect.ValueOf(WithOwner).Pointer()
 }
 
-// direct is one look-up by a plan. Others see a statement that has its condition, which
-// is the look-up itself, and no SQL yet: that is written when GORM would build it, if
-// nobody has added to the statement. Then the look-up is the statement's pool too, to
+// direct is one look-up by a plan. Where nobody else has a part in it, its statement
+// has its SQL from the beginning. Else others see a statement that has its condition,
+// which is the look-up itself, and no SQL yet: that is written when GORM would build
+// it, if nobody has added to the statement. The look-up is the statement's pool too, to
 // scan what it asks.
 type direct struct {
 	*binding
@@ -202,22 +201,14 @@ var (
 // direct looks a session up by a plan, or says errIndirect. The digests are all the
 // hashers'.
 func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list digests, now time.Time, session any) error {
-	if p == nil || len(list)+1 != len(p.filled) || !plain(from) || !b.plans.intact() {
+	others := b.queries.judge()
+	if p == nil || len(list)+1 != len(p.filled) || !plain(from) || !others.direct {
 		return errIndirect
 	}
 	d := &direct{binding: b, plan: p, digests: list, now: now, session: reflect.ValueOf(session).Elem()}
 	d.db.Config, d.db.Statement = from.Config, &d.stmt
 	d.stmt.DB, d.stmt.ConnPool, d.stmt.SkipHooks = &d.db, from.Statement.ConnPool, from.Statement.SkipHooks
 	d.stmt.Context, d.stmt.Model, d.stmt.Dest = ctx, session, session
-	d.stmt.BuildClauses = directClauses
-	d.stmt.SQL.Grow(len(p.sql))
-	d.condition[0] = d
-	d.stmt.Clauses = map[string]clause.Clause{
-		"SELECT":     {Name: "SELECT", Expression: allColumns},
-		"FROM":       {Name: "FROM", Expression: ownTable},
-		"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: d.condition[:]}},
-		directClause: {Expression: fixed{d}},
-	}
 	if from != b.root {
 		from.Statement.Settings.Range(func(key, value any) bool {
 			d.stmt.Settings.Store(key, value)
@@ -230,6 +221,19 @@ func (b *binding) direct(ctx context.Context, from *gorm.DB, p *plan, list diges
 		}
 	}
 	unprepared(&d.stmt)
+	if others.bare && p.static {
+		d.stmt.SQL = p.text // which nobody writes to: GORM builds nothing where there is SQL
+		d.begin()
+	} else {
+		d.stmt.BuildClauses = directClauses
+		d.condition[0] = d
+		d.stmt.Clauses = map[string]clause.Clause{
+			"SELECT":     {Name: "SELECT", Expression: allColumns},
+			"FROM":       {Name: "FROM", Expression: ownTable},
+			"WHERE":      {Name: "WHERE", Expression: clause.Where{Exprs: d.condition[:]}},
+			directClause: {Expression: fixed{d}},
+		}
+	}
 	b.root.Callback().Query().Execute(&d.db)
 	switch {
 	case d.refused:
@@ -300,6 +304,11 @@ func (f fixed) Build(builder clause.Builder) {
 		return
 	}
 	_, _ = builder.WriteString(d.plan.sql)
+	d.begin()
+}
+
+// begin gives the statement its variables, and makes the look-up its pool.
+func (d *direct) begin() {
 	d.stmt.Vars = append(d.values[:0], d.plan.vars...)
 	for _, v := range d.plan.filled {
 		if v.digest == isTime {
@@ -695,7 +704,7 @@ func (b *binding) beginInsert(db *gorm.DB) {
 	stmt := db.Statement
 	if !b.mine(stmt) || db.Error != nil || db.DryRun || stmt.SQL.Len() > 0 || len(stmt.Clauses) > 0 || stmt.Unscoped || len(stmt.Selects) > 0 ||
 		len(stmt.ColumnMapping) > 0 || !slices.Equal(stmt.Omits, b.ownerName()) ||
-		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType || !b.aloneInCreates() {
+		stmt.ReflectValue.Kind() != reflect.Struct || stmt.ReflectValue.Type() != b.schema.ModelType || !b.creates.judge().alone {
 		return
 	}
 	in := b.plans.insert()
@@ -763,7 +772,7 @@ func (i *inserter) ExecContext(ctx context.Context, query string, args ...any) (
 func (c call) alone(session any) bool {
 	s := c.schema
 	if c.maxPerOwner > 0 || s.BeforeSave || s.BeforeCreate || s.AfterSave || s.AfterCreate || c.plans.insert() == nil ||
-		len(c.db.Statement.Clauses) > 0 || !c.aloneInCreates() {
+		len(c.db.Statement.Clauses) > 0 || !c.creates.judge().alone {
 		return false
 	}
 	v := reflect.ValueOf(session).Elem()
@@ -773,40 +782,6 @@ func (c call) alone(session any) bool {
 			if _, none := rel.Field.ValueOf(c.db.Statement.Context, v); rel != c.owner && !none {
 				return false
 			}
-		}
-	}
-	return true
-}
-
-// gormsCreates are the callbacks of creates that GORM registers, and dbresolver's,
-// which only chooses the pool.
-var gormsCreates = []string{
-	"gorm:begin_transaction", "gorm:before_create", "gorm:save_before_associations", "gorm:create",
-	"gorm:save_after_associations", "gorm:after_create", "gorm:commit_or_rollback_transaction", "gorm:db_resolver",
-}
-
-// aloneInCreates reports whether all callbacks of creates are GORM's and the plugin's.
-// GORM does not list them.
-func (b *binding) aloneInCreates() bool {
-	list := reflect.ValueOf(b.root.Callback().Create()).Elem().FieldByName("callbacks")
-	if !list.IsValid() || list.Kind() != reflect.Slice || list.Len() == 0 {
-		return false
-	}
-	one := list.Type().Elem().Elem()
-	name, named := one.FieldByName("name")
-	replace, known := one.FieldByName("replace")
-	if !named || !known {
-		return false
-	}
-	var gorms [8]bool
-	for i := range list.Len() {
-		c := list.Index(i).Elem()
-		at := slices.Index(gormsCreates, c.FieldByIndex(name.Index).String())
-		if c.FieldByIndex(replace.Index).Bool() || at >= 0 && gorms[at] || at < 0 && !strings.HasPrefix(c.FieldByIndex(name.Index).String(), "gormsessions:") {
-			return false
-		}
-		if at >= 0 {
-			gorms[at] = true
 		}
 	}
 	return true

@@ -14,7 +14,6 @@ import (
 	"github.com/google/uuid"
 	"gorm.io/datatypes"
 	"gorm.io/gorm"
-	"gorm.io/gorm/callbacks"
 	"gorm.io/gorm/clause"
 	"gorm.io/gorm/schema"
 )
@@ -61,103 +60,6 @@ func (d Digest) GormValue(_ context.Context, db *gorm.DB) clause.Expr {
 type boundDigest []byte
 
 func (boundDigest) String() string { return redacted }
-
-// callback is one of the plugin's among GORM's own.
-type callback struct {
-	name  string
-	chain interface{ Remove(name string) error }
-	get   func(name string) func(*gorm.DB)
-	place interface {
-		Register(name string, fn func(*gorm.DB)) error
-	}
-	handle func(*gorm.DB)
-}
-
-func (b *binding) callbacks() []callback {
-	var (
-		prefix = pluginName(b.schema.ModelType) + ":"
-		create = b.root.Callback().Create()
-		update = b.root.Callback().Update()
-		remove = b.root.Callback().Delete()
-	)
-	return []callback{
-		// After the application's BeforeCreate and BeforeUpdate: the last word
-		// on what is written is the plugin's.
-		{prefix + "before_create", create, create.Get,
-			create.After("gorm:before_create").Before("gorm:save_before_associations"), b.beforeCreate},
-		{prefix + "begin_limited", create, create.Get,
-			create.After("gorm:save_before_associations").Before("gorm:create"), b.beginLimited},
-		{prefix + "end_limited", create, create.Get,
-			create.After("gorm:create").Before("gorm:save_after_associations"), b.endLimited},
-		{prefix + "after_create", create, create.Get,
-			create.After("gorm:commit_or_rollback_transaction"), b.afterCreate},
-		{prefix + "around_create", create, create.Get, create.Before("gorm:before_create"), b.beginAround},
-		{prefix + "after_around_create", create, create.Get, create.After("gorm:commit_or_rollback_transaction"), b.endAround},
-		{prefix + "around_update", update, update.Get, update.Before("gorm:before_update"), b.beginAround},
-		{prefix + "after_around_update", update, update.Get, update.After("gorm:commit_or_rollback_transaction"), b.endAround},
-		{prefix + "before_update", update, update.Get,
-			update.After("gorm:before_update").Before("gorm:save_before_associations"), b.beforeUpdate},
-		{prefix + "before_delete", remove, remove.Get,
-			remove.After("gorm:before_delete").Before("gorm:delete"), b.beforeDelete},
-		{prefix + "after_delete", remove, remove.Get,
-			remove.After("gorm:delete").Before("gorm:after_delete"), b.afterDelete},
-	}
-}
-
-// directCallbacks are those without which GORM's builder does what they do.
-func (b *binding) directCallbacks() []callback {
-	prefix, query, create := pluginName(b.schema.ModelType)+":", b.root.Callback().Query(), b.root.Callback().Create()
-	return []callback{
-		{prefix + "begin_insert", create, create.Get, create.After(prefix + "begin_limited").Before("gorm:create"), b.beginInsert},
-		{prefix + "end_insert", create, create.Get, create.After("gorm:create").Before(prefix + "end_limited"), b.endInsert},
-		{prefix + "end_direct", query, query.Get, query.After("gorm:query").Before("gorm:preload"), b.endDirect},
-	}
-}
-
-// register adds the callbacks, all or none.
-func (b *binding) register() error {
-	needed, direct := append(b.callbacks(), b.cachingCallbacks()...), b.directCallbacks()
-	list := append(slices.Clip(needed), direct...)
-	for i, c := range list {
-		err := c.place.Register(c.name, c.handle)
-		if err == nil {
-			continue
-		}
-		remove(list[:i+1])
-		return fmt.Errorf("gormsessions: register the callback %s: %w", c.name, err)
-	}
-	// Who takes the place of GORM's own query may ask otherwise.
-	b.registered, b.plans.callbacks = needed, append(direct, callback{name: "gorm:query", get: b.root.Callback().Query().Get, handle: callbacks.Query})
-	return nil
-}
-
-// unregister removes the callbacks.
-func (b *binding) unregister() {
-	remove(b.registered)
-	remove(b.directCallbacks())
-}
-
-func remove(list []callback) {
-	for _, c := range list {
-		_ = c.chain.Remove(c.name)
-	}
-}
-
-// intact notices a callback of the plugin that was removed or replaced. (Where
-// before_create itself is gone, [Digest.GormValue] ends the create.)
-func (b *binding) intact() error {
-	for _, c := range b.registered {
-		if !c.intact() {
-			return fmt.Errorf("%w: the callback %s was removed or replaced", ErrUnsafeCreate, c.name)
-		}
-	}
-	return nil
-}
-
-func (c callback) intact() bool {
-	now := c.get(c.name)
-	return now != nil && reflect.ValueOf(now).Pointer() == reflect.ValueOf(c.handle).Pointer()
-}
 
 func (b *binding) mine(stmt *gorm.Statement) bool {
 	return stmt.Schema != nil && stmt.Schema.ModelType == b.schema.ModelType

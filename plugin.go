@@ -86,10 +86,11 @@ type binding struct {
 	plans   plans
 	caching *caching // nil: no cache
 
-	endedBy    []*schema.Field
-	skipLocked bool // the database knows FOR UPDATE SKIP LOCKED
-	registered []callback
-	strayKeys  []string // foreign keys that GORM may have made beside the one
+	endedBy          []*schema.Field
+	skipLocked       bool // the database knows FOR UPDATE SKIP LOCKED
+	chains           []*chain
+	creates, queries *chain   // among them
+	strayKeys        []string // foreign keys that GORM may have made beside the one
 }
 
 var _ gorm.Plugin = (*Plugin[Base])(nil)
@@ -937,6 +938,16 @@ type digests []Digest
 func (b *binding) digests(token string) digests {
 	if !b.possible(token) {
 		return nil
+	}
+	if len(b.hashers) == 1 { // in one allocation
+		one := &struct {
+			list [1]Digest
+			sum  [maxDigest]byte
+		}{}
+		if one.list[0] = digestTo(one.sum[:0], b.hashers[0], token); len(one.list[0]) == 0 {
+			return nil
+		}
+		return one.list[:]
 	}
 	list := make(digests, 0, len(b.hashers))
 	for _, h := range b.hashers {

@@ -62,21 +62,23 @@ func (f tokenFormat) matches(token string) bool {
 	}
 	signed := token[:len(token)-checksumDigits]
 	for i := len(f.head); i < len(signed); i++ {
-		if c := signed[i]; (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+		if !isDigit[signed[i]] {
 			return false
 		}
 	}
-	digits := checksum(signed)
+	digits := checksum([]byte(signed))
 	return string(digits[:]) == token[len(signed):]
 }
 
-// checksum is hash/crc32's, which would have the token on the heap.
-func checksum[S string | []byte](signed S) (digits [checksumDigits]byte) {
-	sum := ^uint32(0)
-	for i := range len(signed) {
-		sum = crc32.IEEETable[byte(sum)^signed[i]] ^ sum>>8
+var isDigit = func() (list [256]bool) {
+	for i := range len(base62) {
+		list[base62[i]] = true
 	}
-	sum = ^sum
+	return list
+}()
+
+func checksum(signed []byte) (digits [checksumDigits]byte) {
+	sum := crc32.ChecksumIEEE(signed)
 	for i := checksumDigits - 1; i >= 0; i-- {
 		digits[i] = base62[sum%62]
 		sum /= 62
