@@ -408,6 +408,8 @@ func keysIn(stmt *gorm.Statement, exprs []clause.Expression, key *schema.Field) 
 			found = keysIn(stmt, e.Exprs, key)
 		case group:
 			found = keysIn(stmt, e, key)
+		case enclosed:
+			found = keysIn(stmt, e.group, key)
 		}
 		if len(found) > 0 {
 			return found

@@ -60,6 +60,7 @@ func (b *binding) directCallbacks() []callback {
 	return []callback{
 		{prefix + "begin_insert", create, create.Get, create.After(prefix + "begin_limited").Before("gorm:create"), b.beginInsert},
 		{prefix + "end_insert", create, create.Get, create.After("gorm:create").Before(prefix + "end_limited"), b.endInsert},
+		{prefix + "begin_list", query, query.Get, query.Before("gorm:query"), b.beginList},
 		{prefix + "end_direct", query, query.Get, query.After("gorm:query").Before("gorm:preload"), b.endDirect},
 	}
 }

@@ -138,6 +138,7 @@ func fromOf(stmt *gorm.Statement) (table, expr string) {
 type plans struct {
 	alone, owned func() *plan
 	insert       func() *insertion
+	lists        statements
 	off          atomic.Bool // another plugin adds to these statements
 }
 
@@ -320,15 +321,19 @@ func (d *direct) begin() {
 	d.pool, d.stmt.ConnPool = d.stmt.ConnPool, d
 }
 
-// endDirect ends a look-up's query, before preloads and hooks.
+// endDirect ends a look-up's query, or a list's, before preloads and hooks.
 func (b *binding) endDirect(db *gorm.DB) {
-	d, ok := db.Statement.ConnPool.(*direct)
-	if !ok || db.Statement != &d.stmt {
-		return
-	}
-	d.stmt.ConnPool = d.pool
-	if d.found {
-		d.db.RowsAffected = 1
+	switch pool := db.Statement.ConnPool.(type) {
+	case *direct:
+		if db.Statement != &pool.stmt {
+			return
+		}
+		pool.stmt.ConnPool = pool.pool
+		if pool.found {
+			pool.db.RowsAffected = 1
+		}
+	case *listing:
+		pool.end(db)
 	}
 }
 
@@ -413,7 +418,7 @@ const maxPools = 16
 // on is the statement on db; nil where it cannot be prepared, or need not be: pgx
 // prepares what it is given, unless the application told it not to.
 func (p *prepared) on(ctx context.Context, db *sql.DB, dialect, query string) *sql.Stmt {
-	if dialect == "postgres" {
+	if p == nil || dialect == "postgres" {
 		return nil
 	}
 	for {
@@ -489,13 +494,19 @@ func (p *plan) scan(ctx context.Context, rows *sql.Rows, session reflect.Value) 
 		r.dests[i] = r.slots[i].dest(ctx, t.field, holder(t))
 	}
 	err = rows.Scan(r.dests...)
-	defer func() { _ = rows.Close() }() // if a serializer panics; a panic within Scan locks the rows
+	set := false
+	defer func() {
+		if !set { // a serializer panicked; a panic within Scan locks the rows
+			_ = rows.Close()
+		}
+	}()
 	for i, t := range p.fields {
 		if failed := r.slots[i].done(ctx, t.field, holder(t)); err == nil {
 			err = failed
 		}
 		r.dests[i] = nil
 	}
+	set = true
 	return err
 }
 

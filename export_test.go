@@ -15,3 +15,10 @@ var (
 	HasSkipLocked = hasSkipLocked
 	ClocksChange  = clocksChange
 )
+
+// Alone reports whether nobody but GORM and its plugins of this kind has a callback of
+// queries and of creates.
+func Alone[T any](p *Plugin[T]) (queries, creates bool) {
+	b := p.core.bound.Load()
+	return b.queries.judge().bare, b.creates.judge().bare
+}

@@ -156,8 +156,8 @@ func (b *binding) afterCreate(db *gorm.DB) {
 		db.Error = nil
 		return
 	}
-	if box, ok := db.InstanceGet(outboxKey); ok {
-		box.(*outbox).settle(db)
+	if box := b.limitedBox(db); box != nil {
+		box.settle(db)
 	}
 	before, _ := db.InstanceGet(snapshots)
 	list, _ := before.([]snapshot)
@@ -179,9 +179,9 @@ func (b *binding) sendCreated(db *gorm.DB, created []snapshot) {
 	if b.onEvent == nil || db.DryRun {
 		return
 	}
-	box := &outbox{}
-	if limited, ok := db.InstanceGet(outboxKey); ok {
-		box = limited.(*outbox)
+	box := b.limitedBox(db)
+	if box == nil {
+		box = &outbox{}
 	}
 	for _, s := range created {
 		box.events = append(box.events, b.event(EventCreated, s.value, nowOf(db), ""))

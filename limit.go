@@ -271,7 +271,7 @@ func (b *binding) beginLimited(db *gorm.DB) {
 
 // endLimited ends what beginLimited began.
 func (b *binding) endLimited(db *gorm.DB) {
-	if !b.mine(db.Statement) {
+	if b.maxPerOwner == 0 || !b.mine(db.Statement) {
 		return
 	}
 	tx := db.Session(&gorm.Session{NewDB: true})
@@ -281,8 +281,8 @@ func (b *binding) endLimited(db *gorm.DB) {
 	}
 	// A hook that panics may come next.
 	defer func() {
-		if box, ok := db.InstanceGet(outboxKey); ok && !inGORMs(db) {
-			box.(*outbox).settle(db)
+		if box := b.limitedBox(db); box != nil && !inGORMs(db) {
+			box.settle(db)
 		}
 	}()
 	pool, held := db.InstanceGet(heldPool)
@@ -295,4 +295,14 @@ func (b *binding) endLimited(db *gorm.DB) {
 		_ = db.AddError(tx.Commit().Error)
 	}
 	db.Statement.ConnPool = pool.(gorm.ConnPool)
+}
+
+// limitedBox is the outbox of a create for which room was made; nil: none was.
+func (b *binding) limitedBox(db *gorm.DB) *outbox {
+	if b.maxPerOwner == 0 {
+		return nil // to ask GORM costs more than to know
+	}
+	box, _ := db.InstanceGet(outboxKey)
+	made, _ := box.(*outbox)
+	return made
 }

@@ -549,23 +549,6 @@ func (p *Plugin[T]) Get(ctx context.Context, scopes ...Scope) (*T, error) {
 	return session, wrap("get", err)
 }
 
-// List returns the sessions that the scopes limit to, in whatever state; with
-// no scope, all. They come newest first, unless a scope orders them.
-func (p *Plugin[T]) List(ctx context.Context, scopes ...Scope) ([]T, error) {
-	c, err := p.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var list []T
-	if err := c.db.Scopes(scopes...).Scopes(c.newestFirst).Find(&list).Error; err != nil {
-		return nil, wrap("list", err)
-	}
-	for i := range list {
-		sessionIn(&list[i]).inUTC()
-	}
-	return list, nil
-}
-
 // Count returns how many sessions the scopes limit to; with no scope, all.
 func (p *Plugin[T]) Count(ctx context.Context, scopes ...Scope) (int64, error) {
 	c, err := p.begin(ctx)

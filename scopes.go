@@ -182,6 +182,9 @@ func (g group) Build(builder clause.Builder) {
 	_ = builder.WriteByte(')')
 }
 
+// enclosed is a group of the application's conditions.
+type enclosed struct{ group }
+
 // unit is a condition that keeps its meaning beside any other, also negated.
 func unit(sql string, vars ...any) group { return group{clause.Expr{SQL: sql, Vars: vars}} }
 
@@ -213,7 +216,7 @@ func and(db *gorm.DB, expr clause.Expression) *gorm.DB { return enclose(db).Wher
 func enclose(db *gorm.DB) *gorm.DB {
 	c := db.Statement.Clauses["WHERE"]
 	if where, ok := c.Expression.(clause.Where); ok && slices.ContainsFunc(where.Exprs, loose) {
-		c.Expression = clause.Where{Exprs: []clause.Expression{group(where.Exprs)}}
+		c.Expression = clause.Where{Exprs: []clause.Expression{enclosed{where.Exprs}}}
 		db.Statement.Clauses["WHERE"] = c
 	}
 	return db
@@ -222,7 +225,7 @@ func enclose(db *gorm.DB) *gorm.DB {
 // loose reports whether an AND beside it could change what a condition says.
 func loose(expr clause.Expression) bool {
 	switch expr.(type) {
-	case clause.Eq, clause.Neq, clause.Gt, clause.Gte, clause.Lt, clause.Lte, clause.Like, clause.IN, group, exception:
+	case clause.Eq, clause.Neq, clause.Gt, clause.Gte, clause.Lt, clause.Lte, clause.Like, clause.IN, group, enclosed, exception:
 		return false
 	}
 	return true

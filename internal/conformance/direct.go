@@ -416,6 +416,8 @@ func bothWays[T any, P interface {
 	table := tableOf(t, db, new(T))
 
 	var tokens []string
+	var ids []uuid.UUID
+	listed := 0
 	for i := range 12 {
 		v := new(T)
 		prepare(e, r, v)
@@ -426,7 +428,7 @@ func bothWays[T any, P interface {
 		}
 		must(t, db.Create(v).Error)
 		nullable(t, db, r, base.ID, v, i == 0)
-		tokens = append(tokens, string(base.Token))
+		tokens, ids = append(tokens, string(base.Token)), append(ids, base.ID)
 	}
 	// All that one way read is kept: nothing may change it later.
 	type answer struct {
@@ -445,11 +447,35 @@ func bothWays[T any, P interface {
 		}
 		return list
 	}
+	// Where nobody else has a callback, statements are written and lists are scanned
+	// in a shorter way.
+	alone := gormsessions.New[T, P](gormsessions.Config{SkipMigrate: true})
+	must(t, s.again(t, dialect, c, log).Use(alone))
 	both := func(what string, scopes ...gormsessions.Scope) {
 		t.Helper()
 		got, wanted := ask(fixed, scopes...), ask(built, append(scopes, byBuilder)...)
 		for i := range got {
 			same(t, fmt.Sprintf("%s, row %d", what, i), got[i].session, wanted[i].session, got[i].err, wanted[i].err)
+		}
+		for i, token := range tokens {
+			session, err := alone.Lookup(e.ctx, token, scopes...)
+			same(t, fmt.Sprintf("%s, alone, row %d", what, i), session, wanted[i].session, err, wanted[i].err)
+		}
+		lists := [][]gormsessions.Scope{scopes, append(scopes, gormsessions.Active)}
+		for _, id := range ids {
+			lists = append(lists, append(scopes, gormsessions.WithID(id)))
+		}
+		for i, scopes := range lists {
+			what := fmt.Sprintf("%s, list %d", what, i)
+			got, gotErr := alone.List(e.ctx, scopes...)
+			wanted, err := sessions.List(e.ctx, scopes...)
+			want(t, what+" has the length", len(got), len(wanted))
+			var none T
+			same(t, what, &none, &none, gotErr, err)
+			for i := range min(len(got), len(wanted)) {
+				same(t, what, &got[i], &wanted[i], nil, nil)
+			}
+			listed += len(got)
 		}
 	}
 	both("without owner")
@@ -463,6 +489,7 @@ func bothWays[T any, P interface {
 		want(t, "an altered row differs", a.session == nil || len(differences(a.session, before[i].session)) > 0, true)
 	}
 	both("altered")
+	want(t, "sessions were listed", listed > 0, true)
 }
 
 func columnOf(t testing.TB, db *gorm.DB, model any, field string) string {
@@ -552,6 +579,7 @@ func (s suite) direct(t *testing.T) {
 		})
 	}
 	t.Run("R28_DirectWith", s.directWith)
+	t.Run("R28_DirectLists", s.directLists)
 	t.Run("R28_DirectFails", s.directFails)
 	if s.Variant.Name == plain.Name {
 		t.Run("R28_DirectBesideOthers", s.otherPlugins)
@@ -721,6 +749,97 @@ func (p *probes) isFound(ctx context.Context, what string, v *Probe) *Probe {
 	}
 	want(p.t, what, got.ID, v.ID)
 	return got
+}
+
+// directLists: what scopes, hooks and other plugins add to a list, they still add.
+func (s suite) directLists(t *testing.T) {
+	p := s.probe(t)
+	child := ProbeChild{ProbeID: p.two.ID}
+	must(t, p.db.Create(&child).Error)
+	other := p.newUser("eve")
+	gone := p.make("gone")
+	gone.OwnerID = other.ID
+	must(t, p.sessions.Create(p.ctx, gone))
+	must(t, p.db.Delete(&other).Error)
+	byTenant := func(db *gorm.DB) *gorm.DB { return db.Order("tenant") }
+	tenants := func(what string, list []Probe, err error, wanted ...string) {
+		t.Helper()
+		must(t, err)
+		got := []string{}
+		for _, v := range list {
+			got = append(got, v.Tenant)
+		}
+		want(t, what, fmt.Sprint(got), fmt.Sprint(wanted))
+	}
+	list := func(what string, wanted []string, scopes ...gormsessions.Scope) []Probe {
+		t.Helper()
+		got, err := p.sessions.List(p.ctx, append(scopes, byTenant)...)
+		tenants(what, got, err, wanted...)
+		return got
+	}
+	all := []string{"gone", "one", "two"}
+	for range 2 {
+		list("all", all)
+		list("active", all, gormsessions.Active)
+		list("of an owner", []string{"one", "two"}, gormsessions.ForUser(&p.user))
+		list("but one", []string{"gone", "two"}, gormsessions.Except(p.one))
+		want(t, "none is a list too", list("none", []string{}, gormsessions.Revoked) != nil, true)
+		for _, v := range list("with owners", []string{"one", "two"}, gormsessions.WithOwner) {
+			want(t, "the owner", v.Owner.Name, "ada")
+		}
+		for _, v := range list("with owners, if any", all, func(db *gorm.DB) *gorm.DB { return db.Joins("Owner") }) {
+			want(t, "there is an owner", v.Owner != nil, v.Tenant != "gone")
+		}
+		for _, v := range list("preloaded", all, func(db *gorm.DB) *gorm.DB { return db.Preload("Child").Preload("Owner") }) {
+			want(t, "there is an owner", v.Owner != nil, v.Tenant != "gone")
+			want(t, "there is a child", v.Child != nil, v.Tenant == "two")
+		}
+		for _, v := range list("some columns", all, func(db *gorm.DB) *gorm.DB { return db.Select("tenant") }) {
+			want(t, "a column that was left out", v.ID, uuid.Nil)
+		}
+		for _, v := range list("without a column", all, func(db *gorm.DB) *gorm.DB { return db.Omit("fuse") }) {
+			want(t, "a column that was left out", v.Fuse, "")
+		}
+		list("within bounds", []string{"one"}, func(db *gorm.DB) *gorm.DB { return db.Offset(1).Limit(1) })
+		list("by text", []string{"two"}, func(db *gorm.DB) *gorm.DB { return db.Where("tenant = ?", "two") }, gormsessions.Active)
+		list("by text or another", []string{"one", "two"}, func(db *gorm.DB) *gorm.DB { return db.Where("tenant = 'one'").Or("tenant = 'two'") }, gormsessions.Active)
+		got, err := p.sessions.With(p.db.Where("tenant = ?", "two")).List(p.ctx, gormsessions.Active)
+		tenants("within a condition", got, err, "two")
+	}
+
+	found := 0
+	ctx := context.WithValue(p.ctx, finderKey{}, func(tx *gorm.DB, v *Probe) error {
+		found++
+		v.Tenant += "!"
+		return nil
+	})
+	got, err := p.sessions.List(ctx, byTenant)
+	tenants("after a hook", got, err, "gone!", "one!", "two!")
+	want(t, "hooks", found, 3)
+	_, err = p.sessions.List(context.WithValue(p.ctx, finderKey{}, func(*gorm.DB, *Probe) error { return errHook }))
+	wantErr(t, "a hook that fails", err, errHook)
+
+	must(t, p.db.Transaction(func(tx *gorm.DB) error {
+		must(t, tx.Model(p.one).Update("tenant", "written").Error)
+		got, err := p.sessions.With(tx).List(p.ctx, byTenant)
+		tenants("inside a transaction", got, err, "gone", "two", "written")
+		return nil
+	}))
+	ended, end := context.WithCancel(p.ctx)
+	end()
+	_, err = p.sessions.List(ended)
+	wantErr(t, "a context that has ended", err, context.Canceled)
+	_, err = p.sessions.List(p.ctx, func(db *gorm.DB) *gorm.DB { return db.Where("no_such_column = 1") })
+	if err == nil || errors.Is(err, gormsessions.ErrNoSession) {
+		t.Errorf("a failing query: got %v", err)
+	}
+	p.idle()
+
+	limited := p.beside(s, t, nobody, func(db *gorm.DB) {
+		must(t, db.Callback().Query().Before("gorm:query").Register("other", ofProbe(tenancy)))
+	})
+	got, err = limited.sessions.List(context.WithValue(p.ctx, tenantKey{}, "two"))
+	tenants("of a tenant", got, err, "two")
 }
 
 type tenantKey struct{}
