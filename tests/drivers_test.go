@@ -17,7 +17,7 @@ import (
 
 // TestR28WithoutCGO runs the suite through a SQLite driver in Go alone.
 func TestR28WithoutCGO(t *testing.T) {
-	d := conformance.Database{Name: "sqlite-go", Dialect: func(t testing.TB) gorm.Dialector {
+	d := conformance.Database{Name: "sqlite-go", Conns: conformance.SQLiteConns, Dialect: func(t testing.TB) gorm.Dialector {
 		return sqlite.Open(filepath.Join(t.TempDir(), "test.db") +
 			"?_pragma=foreign_keys(1)&_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_txlock=immediate")
 	}}

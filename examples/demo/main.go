@@ -156,7 +156,18 @@ func open(dsn string, log *slog.Logger) (*gorm.DB, error) {
 			// fail where another wrote in between; this one waits its turn.
 			dsn += "?_foreign_keys=on&_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"
 		}
-		return gorm.Open(sqlite.Open(dsn), config)
+		db, err := gorm.Open(sqlite.Open(dsn), config)
+		if err != nil {
+			return nil, err
+		}
+		pool, err := db.DB()
+		if err != nil {
+			return nil, err
+		}
+		// One connection writes at a time, and those that wait for it poll.
+		pool.SetMaxOpenConns(8)
+		pool.SetMaxIdleConns(8)
+		return db, nil
 	}
 	return nil, errors.New("-dsn: want a SQLite file (app.db, file:…), postgres://… or user:password@tcp(host:3306)/app") // it may hold a password: not repeated
 }

@@ -24,7 +24,7 @@ type Database struct {
 	// Dialect returns a dialector for a new, empty database. It may be opened
 	// several times.
 	Dialect func(t testing.TB) gorm.Dialector
-	// Conns limits the pool; 0: no limit. (Servers have one, for all tests.)
+	// Conns limits the pool.
 	Conns int
 	// Prepare, if set, is called with each *gorm.DB that is opened.
 	Prepare func(t testing.TB, db *gorm.DB, dialector gorm.Dialector)
@@ -42,6 +42,7 @@ func (d Database) Open(t testing.TB, dialector gorm.Dialector, config *gorm.Conf
 		t.Fatal(err)
 	}
 	pool.SetMaxOpenConns(d.Conns)
+	pool.SetMaxIdleConns(d.Conns)
 	t.Cleanup(func() { _ = pool.Close() })
 	if d.Prepare != nil {
 		d.Prepare(t, db, dialector)
@@ -49,12 +50,15 @@ func (d Database) Open(t testing.TB, dialector gorm.Dialector, config *gorm.Conf
 	return db
 }
 
-// SQLiteOptions are those that the README tells to open a file with.
-const SQLiteOptions = "?_foreign_keys=on&_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"
+// A SQLite file is opened as the README tells to.
+const (
+	SQLiteOptions = "?_foreign_keys=on&_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"
+	SQLiteConns   = 8
+)
 
 // SQLiteFile is SQLite in a file, through cgo.
 func SQLiteFile() Database {
-	return Database{Name: "sqlite", Dialect: func(t testing.TB) gorm.Dialector {
+	return Database{Name: "sqlite", Conns: SQLiteConns, Dialect: func(t testing.TB) gorm.Dialector {
 		return sqlite.Open(filepath.Join(t.TempDir(), "test.db") + SQLiteOptions)
 	}}
 }

@@ -463,7 +463,7 @@ func (s suite) secrets(t *testing.T) {
 		want(t, "rows in the dump", len(dump), 20)
 		text := fmt.Sprintf("%v %s", dump, dump)
 		absent("a dump", []byte(text), tokens)
-		if db.Name() == "sqlite" && s.Conns == 0 {
+		if db.Name() == "sqlite" && s.Conns != 1 {
 			var path string
 			must(t, db.Raw("SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path).Error)
 			files, err := filepath.Glob(path + "*")
