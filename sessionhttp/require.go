@@ -33,7 +33,8 @@ func (web *Web[T]) RequireAbility(ability string) func(http.Handler) http.Handle
 // words:
 //
 //   - no session: 401 with WWW-Authenticate, and an invalid cookie is deleted; or,
-//     with Config.SignInURL and for a browser that opens a page, a redirect there;
+//     with Config.SignInURL and for a browser that opens a page or sends a form, a
+//     redirect there;
 //   - [ErrBadRequest]: 400;
 //   - [gormsessions.ErrRotated], from Rotate: 409, to be tried again;
 //   - a failure: 503. OnError is told of it, and the cookie stays.
@@ -301,14 +302,10 @@ func signInURL(r *http.Request, fronts []*front) string {
 		}
 	}
 	target, err := url.Parse(fronts[i].signIn)
-	if err != nil {
-		return ""
-	}
-	back := pathOf(r)
-	if pathPart(back) == target.EscapedPath() {
+	if err != nil || pathPart(pathOf(r)) == target.EscapedPath() {
 		return "" // the sign-in page itself: it would go round for ever
 	}
-	if isLocal(back) && back != "/" {
+	if back := wayBack(r); isLocal(back) && back != "/" && pathPart(back) != target.EscapedPath() {
 		query := target.Query()
 		query.Set(returnTo, back)
 		target.RawQuery = query.Encode()
@@ -319,9 +316,23 @@ func signInURL(r *http.Request, fronts []*front) string {
 // opensPage reports whether the answer is shown to a person, and not given to a
 // script, which would follow the redirect and take the sign-in page for its data.
 func opensPage(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost:
+	default:
 		return false
 	}
 	mode := r.Header.Get("Sec-Fetch-Mode")
 	return (mode == "" || mode == "navigate") && acceptsHTML(r)
+}
+
+// wayBack is the page to show after the sign-in: the one that was asked for, or
+// the one that the form stands on, for where a form goes is often no page.
+func wayBack(r *http.Request) string {
+	if r.Method != http.MethodPost {
+		return pathOf(r)
+	}
+	if u, err := url.Parse(r.Referer()); err == nil && u.Host == r.Host {
+		return u.RequestURI()
+	}
+	return ""
 }

@@ -50,8 +50,9 @@ type Config struct {
 	Scopes []gormsessions.Scope
 
 	// SignInURL is the path of the page where people sign in. Require sends
-	// there who opens a page in a browser, with the way back for [ReturnTo].
-	// Default: none, Require answers 401 to everybody.
+	// there who opens a page in a browser or sends a form, with the way back for
+	// [ReturnTo]: to that page, or to the one with the form. Default: none,
+	// Require answers 401 to everybody.
 	SignInURL string
 
 	// Realm names what is protected in the WWW-Authenticate header of a 401.

@@ -1027,7 +1027,16 @@ func TestRefuse(t *testing.T) {
 		{"JSON", []edit{with("Accept", "application/json")}, "", false},
 		{"anything", []edit{with("Accept", "*/*")}, "", false},
 		{"no Accept", nil, "", false},
-		{"POST", []edit{page, method("POST")}, "", false},
+		{"a form", []edit{page, method("POST")}, "/sign-in?theme=dark", false},
+		{"a form, and a dead cookie", []edit{page, method("POST"), cookie("x")}, "/sign-in?theme=dark", true},
+		{"a form, of a page", []edit{page, method("POST"), with("Referer", "https://app.example/devices?a=b#c")}, to("/devices?a=b"), false},
+		{"a form, of the front page", []edit{page, method("POST"), with("Referer", "https://app.example")}, "/sign-in?theme=dark", false},
+		{"a form, of the sign-in page", []edit{page, method("POST"), with("Referer", "https://app.example/sign-in")}, "/sign-in?theme=dark", false},
+		{"a form, of another site", []edit{page, method("POST"), with("Referer", "https://evil.example/x")}, "/sign-in?theme=dark", false},
+		{"a form, of nonsense", []edit{page, method("POST"), with("Referer", "https://app.example//evil.example")}, "/sign-in?theme=dark", false},
+		{"a form, sent by a script", []edit{page, method("POST"), with("Sec-Fetch-Mode", "cors")}, "", false},
+		{"a form, to the sign-in page itself", []edit{page, method("POST"), target("/sign-in")}, "", false},
+		{"PUT", []edit{page, method("PUT")}, "", false},
 		{"a dead cookie", []edit{cookie("x")}, "", true},
 	} {
 		res := serve(web.Require(hello), c.edits...)
