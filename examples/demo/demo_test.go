@@ -408,6 +408,72 @@ func TestPasswordChangedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestSessionIsOver sends what a page that is still open can send.
+func TestSessionIsOver(t *testing.T) {
+	v := newVisitor(t, options{})
+	v.signUp()
+	over := v.cookie
+	v.want(v.post("/sign-out"), http.StatusSeeOther)
+	for _, path := range []string{"/devices/sign-out-others", "/password", "/keys"} {
+		v.cookie = over
+		w := v.do("POST", path, nil, "Referer", "http://demo.example/account")
+		if got := w.Header().Get("Location"); w.Code != http.StatusSeeOther || got != "/sign-in?return_to=%2Faccount" || v.cookie != nil {
+			t.Errorf("%s: got %d to %q, cookie %v", path, w.Code, got, v.cookie)
+		}
+	}
+
+	// It ends while the password is checked: no failure of the database.
+	v.signIn()
+	derive := v.site.passwords.key
+	v.site.passwords.key = func(h func() hash.Hash, password string, salt []byte, iterations, size int) ([]byte, error) {
+		if _, err := v.site.sessions.Revoke(t.Context(), "signed out on another device", gormsessions.Active); err != nil {
+			t.Error(err)
+		}
+		return derive(h, password, salt, iterations, size)
+	}
+	w := v.post("/confirm", "password", password)
+	if got := w.Header().Get("Location"); w.Code != http.StatusSeeOther || got != "/sign-in" || v.cookie != nil {
+		t.Errorf("meanwhile: got %d to %q, cookie %v", w.Code, got, v.cookie)
+	}
+}
+
+// TestTwoCookies is a page too, not a word.
+func TestTwoCookies(t *testing.T) {
+	v := newVisitor(t, options{})
+	for _, path := range []string{"/account", "/", "/sign-in"} {
+		v.want(v.do("GET", path, nil, "Cookie", "__Host-session=a; __Host-session=b"), http.StatusBadRequest, "<h1>Your browser sent two sign-ins</h1>")
+	}
+}
+
+// TestDatabaseDown: nobody sees the pages for strangers because of it. Who brings no
+// cookie is one.
+func TestDatabaseDown(t *testing.T) {
+	v := newVisitor(t, options{})
+	v.signUp()
+	if err := closePool(v.site.db); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/", "/sign-in", "/account"} {
+		v.want(v.get(path), http.StatusServiceUnavailable, "nobody was signed out")
+	}
+	v.want(v.get("/nowhere"), http.StatusNotFound)
+	if v.cookie == nil {
+		t.Error("the cookie is gone")
+	}
+	v.want(v.another().get("/"), http.StatusOK)
+	v.want(v.another().get("/sign-in"), http.StatusOK)
+}
+
+// TestProblemKeepsTheNavigation: who follows a broken link is still signed in.
+func TestProblemKeepsTheNavigation(t *testing.T) {
+	v := newVisitor(t, options{})
+	v.signUp()
+	v.want(v.get("/nowhere"), http.StatusNotFound, email)
+	if w := v.another().get("/nowhere"); strings.Contains(w.Body.String(), "<nav") {
+		t.Errorf("a stranger sees\n%s", w.Body)
+	}
+}
+
 func TestFreshness(t *testing.T) {
 	v := newVisitor(t, options{fresh: time.Nanosecond})
 	v.signUp()

@@ -10,8 +10,6 @@ import (
 	"path"
 	"strings"
 	"time"
-
-	"github.com/gormsessions/gormsessions/sessionhttp"
 )
 
 //go:embed templates
@@ -92,7 +90,9 @@ var notices = map[string]string{
 }
 
 func (s *site) home(w http.ResponseWriter, r *http.Request) error {
-	if _, signedIn := sessionhttp.FromContext[Device](r.Context()); signedIn {
+	if device, err := current(r); err != nil {
+		return err
+	} else if device != nil {
 		http.Redirect(w, r, "/account", http.StatusSeeOther)
 		return nil
 	}

@@ -93,7 +93,9 @@ func (s *site) credentials(r *http.Request, email, password string) (*User, erro
 var signInView = view{Title: "Sign in"}
 
 func (s *site) signInPage(w http.ResponseWriter, r *http.Request) error {
-	if _, signedIn := sessionhttp.FromContext[Device](r.Context()); signedIn {
+	if device, err := current(r); err != nil {
+		return err
+	} else if device != nil {
 		http.Redirect(w, r, sessionhttp.ReturnTo(r), http.StatusSeeOther)
 		return nil
 	}

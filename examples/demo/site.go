@@ -232,19 +232,38 @@ func (s *site) open(page func(http.ResponseWriter, *http.Request) error) http.Ha
 	})
 }
 
-// private is a page for who is signed in. Others are sent to the sign-in page.
+// private is a page for who is signed in. Others are sent to the sign-in page, also
+// where the session ends while the page works.
 func (s *site) private(page func(http.ResponseWriter, *http.Request, *Device) error) http.Handler {
 	return s.open(func(w http.ResponseWriter, r *http.Request) error {
-		device, err := sessionhttp.Load[Device](r.Context())
-		switch {
-		case errors.Is(err, gormsessions.ErrNoSession):
+		device, err := current(r)
+		if err == nil && device == nil {
+			err = gormsessions.ErrNoSession
+		}
+		if err == nil {
+			err = page(w, r, device)
+		}
+		if errors.Is(err, gormsessions.ErrNoSession) && !errors.Is(err, sessionhttp.ErrBadRequest) {
 			s.web.Refuse(w, r, err)
 			return nil
-		case err != nil:
-			return reported{err}
 		}
-		return page(w, r, device)
+		return err
 	})
+}
+
+// current is the request's session, nil: nobody is signed in. A database that is
+// down is an error: nobody is to see the pages for strangers by it.
+func current(r *http.Request) (*Device, error) {
+	device, err := sessionhttp.Load[Device](r.Context())
+	switch {
+	case err == nil:
+		return device, nil
+	case errors.Is(err, sessionhttp.ErrBadRequest):
+		return nil, err
+	case errors.Is(err, gormsessions.ErrNoSession):
+		return nil, nil
+	}
+	return nil, reported{err}
 }
 
 // problem is an error that the person is told of.
@@ -265,15 +284,19 @@ func (e reported) Unwrap() error { return e.error }
 // 503, for what else fails here is the database.
 func (s *site) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := problem{http.StatusServiceUnavailable, "Something is broken here", "It is not you, and nobody was signed out. Please try again in a moment."}
-	var tooLarge *http.MaxBytesError
+	var device *Device
 	switch {
 	case errors.As(err, &p):
-	case errors.As(err, &tooLarge):
+		// Who is signed in keeps the navigation.
+		device, _ = sessionhttp.FromContext[Device](r.Context())
+	case errors.As(err, new(*http.MaxBytesError)):
 		p = problem{http.StatusRequestEntityTooLarge, "That was too much", "The form holds more than fits."}
+	case errors.Is(err, sessionhttp.ErrBadRequest):
+		p = problem{http.StatusBadRequest, "Your browser sent two sign-ins", "One of them is not from here. Please delete the cookies of this site, then sign in again."}
 	case !errors.As(err, new(reported)):
 		s.report(r, err)
 	}
-	s.views.render(w, p.Status, "problem", view{Title: p.Title, Data: p})
+	s.views.render(w, p.Status, "problem", view{Title: p.Title, Device: device, Data: p})
 }
 
 func (s *site) report(r *http.Request, err error) {
