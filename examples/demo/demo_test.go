@@ -280,6 +280,44 @@ func TestSlowDown(t *testing.T) {
 	v.signIn()
 }
 
+// TestSlowDownOfOthers: a stranger who guesses holds nobody up who is signed in, and
+// who may want to change the password right now.
+func TestSlowDownOfOthers(t *testing.T) {
+	v := newVisitor(t, options{})
+	v.signUp()
+	eve := v.another()
+	eve.from = "198.51.100.7:1"
+	for range 5 {
+		eve.want(eve.post("/sign-in", "email", email, "password", "wrong password"), http.StatusUnprocessableEntity)
+	}
+	eve.want(eve.post("/sign-in", "email", email, "password", password), http.StatusTooManyRequests)
+	v.want(v.post("/confirm", "password", password), http.StatusSeeOther)
+	v.want(v.post("/password", "current", password, "new", "another horse"), http.StatusSeeOther)
+
+	// In a session, too, guesses are slow; and those before have not been forgotten.
+	for range 5 {
+		v.want(v.post("/confirm", "password", "wrong password"), http.StatusUnprocessableEntity)
+	}
+	v.want(v.post("/confirm", "password", "another horse"), http.StatusTooManyRequests)
+	eve.want(eve.post("/sign-in", "email", email, "password", "another horse"), http.StatusTooManyRequests)
+}
+
+// TestAliases: MariaDB takes letters with and without accents for the same, so
+// that an account would have many names, each with tries of its own.
+func TestAliases(t *testing.T) {
+	for _, d := range []conformance.Database{conformance.SQLiteFile(), conformance.PostgreSQL(), conformance.MariaDB()} {
+		t.Run(d.Name, func(t *testing.T) {
+			t.Parallel()
+			v := visit(t, d.Open(t, d.Dialect(t), config()), options{})
+			v.signUp()
+			for _, alias := range []string{"adá@example.com", "äda@example.com", "ada@éxample.com"} {
+				v.want(v.another().post("/sign-in", "email", alias, "password", password), http.StatusUnprocessableEntity)
+			}
+			v.another().signIn()
+		})
+	}
+}
+
 func TestSlowDownByAddress(t *testing.T) {
 	clock := sessiontest.NewClock(time.Now())
 	v := newVisitor(t, options{now: clock.Now})

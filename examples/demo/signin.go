@@ -65,11 +65,9 @@ type invalid string
 func (e invalid) Error() string { return string(e) }
 
 // credentials finds the user of an e-mail and password, or errWrong, errTooFast.
-func (s *site) credentials(r *http.Request, email, password string) (*User, error) {
-	if !validEmail(email) {
-		email = "" // nobody's: it takes as long, and no room among the counts
-	}
-	limits := []limit{byAccount(email), byAddress(r)}
+// Tries are counted by who, and by the address.
+func (s *site) credentials(r *http.Request, who limit, email, password string) (*User, error) {
+	limits := []limit{who, byAddress(r)}
 	if wait := s.attempts.begin(limits...); wait > 0 {
 		return nil, errTooFast(wait)
 	}
@@ -77,6 +75,9 @@ func (s *site) credentials(r *http.Request, email, password string) (*User, erro
 	if email != "" && len(password) <= longestPassword { // else there is no such user
 		if err := s.db.WithContext(r.Context()).Where("email = ?", email).Limit(1).Find(&user).Error; err != nil {
 			return nil, err
+		}
+		if user.Email != email {
+			user = User{} // to MariaDB an á is an a: other spellings would have tries of their own
 		}
 	}
 	ok, err := s.passwords.verify(r.Context(), user.Password, password[:min(len(password), longestPassword)])
@@ -109,7 +110,11 @@ func (s *site) signIn(w http.ResponseWriter, r *http.Request) error {
 		return badForm(err)
 	}
 	f := form{Email: normal(r.PostFormValue("email")), ReturnTo: sessionhttp.ReturnTo(r)}
-	user, err := s.credentials(r, f.Email, r.PostFormValue("password"))
+	email := f.Email
+	if !validEmail(email) {
+		email = "" // nobody's: it takes as long, and no room among the counts
+	}
+	user, err := s.credentials(r, byAccount(email), email, r.PostFormValue("password"))
 	if err == nil {
 		err = s.enter(w, r, user)
 	}
@@ -277,7 +282,7 @@ func (s *site) setPassword(w http.ResponseWriter, r *http.Request, device *Devic
 
 // proved checks the password of who is signed in, and gives the session a new token.
 func (s *site) proved(w http.ResponseWriter, r *http.Request, device *Device, password string) (*User, error) {
-	user, err := s.credentials(r, device.Owner.Email, password)
+	user, err := s.credentials(r, bySession(device.ID), device.Owner.Email, password)
 	switch {
 	case errors.Is(err, errWrong):
 		return nil, invalid("that is not your password")

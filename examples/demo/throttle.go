@@ -6,15 +6,18 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // throttle slows down who fails again and again: after some free tries, each one
 // makes the next wait, twice as long as the one before.
 //
 // It counts by account and by address. By account it slows down who guesses from
-// many addresses, and lets a stranger make the owner wait, by a minute at most; to
-// lock the account would be worse. It keeps its counts in memory: several nodes
-// would keep them in the database.
+// many addresses, and lets a stranger who does not stop hold up the owner's next
+// sign-in; to lock the account would be worse. Who is signed in is counted by the
+// session, which no stranger has, and so is not held up. It keeps its counts in
+// memory: several nodes would keep them in the database.
 type throttle struct {
 	now func() time.Time
 
@@ -46,6 +49,8 @@ func newThrottle(now func() time.Time) *throttle {
 }
 
 func byAccount(email string) limit { return limit{"account", email, 5} }
+
+func bySession(id uuid.UUID) limit { return limit{"session", id.String(), 5} }
 
 // byAddress counts an IPv6 network as one: whoever has an address has 2⁶⁴.
 func byAddress(r *http.Request) limit {
@@ -88,15 +93,15 @@ func (t *throttle) begin(limits ...limit) (wait time.Duration) {
 	return 0
 }
 
-// succeed takes back what begin counted. An account's earlier failures are
-// forgotten, an address's are not: one's own account is no way round.
+// succeed takes back what begin counted. Earlier failures of an account or a session
+// are forgotten, an address's are not: one's own account is no way round.
 func (t *throttle) succeed(limits ...limit) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, l := range limits {
 		switch c := t.counts[l]; {
 		case c == nil:
-		case l.kind == "account" || c.failures <= 1:
+		case l.kind != "address" || c.failures <= 1:
 			delete(t.counts, l)
 		default:
 			c.failures--
