@@ -22,6 +22,7 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -60,6 +61,7 @@ type device struct {
 
 	mu       sync.Mutex
 	problems []string // what the console says
+	sent     []string // where forms went
 }
 
 func newDevice(t *testing.T, browser context.Context, site string) *device {
@@ -77,6 +79,12 @@ func newDevice(t *testing.T, browser context.Context, site string) *device {
 		case *log.EventEntryAdded:
 			if strings.Contains(e.Entry.Text, "Content Security Policy") {
 				d.problem(e.Entry.Text)
+			}
+		case *network.EventRequestWillBeSent:
+			if e.Request.Method == http.MethodPost {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.sent = append(d.sent, e.Request.URL)
 			}
 		}
 	})
@@ -98,6 +106,18 @@ func (d *device) problem(text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.problems = append(d.problems, text)
+}
+
+// sentTo counts the forms that went to a path.
+func (d *device) sentTo(path string) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, to := range d.sent {
+		if to == d.site+path {
+			n++
+		}
+	}
+	return n
 }
 
 // do runs the actions, each of which waits until it can be done.
@@ -328,14 +348,22 @@ func TestBrowser(t *testing.T) {
 	desk.press("Revoke Backup")
 	desk.waitText("The key is revoked.")
 
-	// Everything at once.
+	// Everything at once. The page of a new key answers a form, which must not be
+	// sent again.
 	phone.signIn(changed)
 	phone.waitPath("/account")
+	phone.open("/keys/new")
+	phone.fill("name", "Phone")
+	phone.press("Make the key")
+	phone.waitText("Copy it now.")
 	desk.open("/account")
 	desk.press("Sign out everywhere")
 	desk.waitPath("/sign-in")
-	phone.waitPath("/sign-in")
 	desk.waitText("You are signed out.")
+	phone.waitPath("/sign-in")
+	if got := phone.sentTo("/keys"); got != 1 {
+		t.Errorf("the form was sent %d times", got)
+	}
 }
 
 // TestBrowserCrossSite opens a page of another site, which sends a form here: what

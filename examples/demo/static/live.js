@@ -9,7 +9,7 @@ let stream;
 function listen() {
   if (stream || document.hidden) return;
   stream = new EventSource(body.dataset.live);
-  stream.addEventListener("ended", () => location.reload()); // the server says where to
+  stream.addEventListener("ended", again); // the server says where to
   stream.addEventListener("changed", refresh);
   stream.addEventListener("error", () => {
     if (stream.readyState !== EventSource.CLOSED) return; // it tries again by itself
@@ -17,10 +17,15 @@ function listen() {
     // The answer was no stream. Only a clear "not signed in" is one: a server that
     // is down signs nobody out.
     fetch("/api/me", { headers: { Accept: "application/json" } })
-      .then((answer) => { if (answer.status === 401) location.reload(); })
+      .then((answer) => { if (answer.status === 401) again(); })
       .catch(() => {})
       .finally(() => setTimeout(listen, 5000));
   });
+}
+
+// Opens the page anew. A reload would send the form again that the page answers.
+function again() {
+  location.replace(location.pathname + location.search);
 }
 
 function mute() {
@@ -32,14 +37,14 @@ function mute() {
 document.addEventListener("visibilitychange", () => (document.hidden ? mute() : (refresh(), listen())));
 addEventListener("pagehide", mute);
 addEventListener("submit", mute); // the answer to it says more than the event would
-addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+addEventListener("pageshow", (event) => { if (event.persisted) again(); });
 
 async function refresh() {
   const old = document.querySelector("[data-refresh]");
   if (!old || old.querySelector("details[open]") || old.contains(document.activeElement)) return; // somebody is at it
   try {
     const answer = await fetch(location.pathname, { headers: { Accept: "text/html" } });
-    if (answer.redirected || answer.status === 401) return location.reload();
+    if (answer.redirected || answer.status === 401) return again();
     if (!answer.ok) return;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = page.getElementById(old.id);
