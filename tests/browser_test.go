@@ -445,7 +445,7 @@ func TestBrowserPages(t *testing.T) {
 	}
 
 	for _, page := range []struct{ name, path string }{
-		{"home", "/"}, {"sign-up", "/sign-up"}, {"sign-in", "/sign-in?return_to=/account"}, {"not-found", "/nowhere"},
+		{"home", "/"}, {"sign-up", "/sign-up"}, {"sign-in", "/sign-in?return_to=/account"}, {"problem-stranger", "/nowhere"},
 	} {
 		desk.open(page.path)
 		visit(page.name)
@@ -470,7 +470,7 @@ func TestBrowserPages(t *testing.T) {
 	desk.press("Rename Desk at the library")
 	visit("account-rename")
 	for _, page := range []struct{ name, path string }{
-		{"password", "/password"}, {"confirm", "/confirm"}, {"keys", "/keys"}, {"key-new", "/keys/new"}, {"statistics", "/statistics"},
+		{"password", "/password"}, {"confirm", "/confirm"}, {"keys", "/keys"}, {"key-new", "/keys/new"}, {"problem", "/nowhere"}, {"statistics", "/statistics"},
 	} {
 		desk.open(page.path)
 		visit(page.name)

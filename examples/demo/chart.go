@@ -41,8 +41,8 @@ func (s *site) statistics(w http.ResponseWriter, r *http.Request, device *Device
 	}
 	days := daysUntil(s.now())
 	f.Charts = []chart{
-		newChart("Sign-ins per day", "sign-ins", days, signIns(lives, days), true),
-		newChart("Devices signed in at the end of each day", "devices", days, active(lives, days), false),
+		newChart("Sign-ins per day", "Sign-ins", days, signIns(lives, days), true),
+		newChart("Devices signed in at the end of each day", "Devices", days, active(lives, days), false),
 	}
 	return s.show(w, r, "statistics", view{Title: "Statistics", Tab: "statistics", Device: device, Data: f})
 }
@@ -110,7 +110,7 @@ type chart struct {
 	Line, Area    string // the points of a polyline and a polygon; empty for bars
 	Grid          []int  // the heights of the lines
 	Max, Half     int
-	First, Last   string
+	First         string
 	Total         int
 	Empty         bool
 }
@@ -118,6 +118,7 @@ type chart struct {
 type bar struct {
 	X, Y, Width, Height int
 	Day                 string
+	Label               string // what stands below it: of one day a week
 	Count               int
 }
 
@@ -141,13 +142,17 @@ func newChart(title, unit string, days []time.Time, counts []int, bars bool) cha
 	for i, n := range counts {
 		tall := height * n / c.Max
 		c.Bars = append(c.Bars, bar{X: slot*i + gap/2, Y: height - tall, Width: slot - gap, Height: tall, Day: dayOf(days[i]), Count: n})
-		points[i] = strconv.Itoa(c.Width*i/(len(days)-1)) + "," + strconv.Itoa(height-tall)
+		points[i] = strconv.Itoa(slot*i+slot/2) + "," + strconv.Itoa(height-tall)
 	}
 	if !bars {
 		c.Line = strings.Join(points, " ")
-		c.Area = "0," + strconv.Itoa(height) + " " + c.Line + " " + strconv.Itoa(c.Width) + "," + strconv.Itoa(height)
+		c.Area = strconv.Itoa(slot/2) + "," + strconv.Itoa(height) + " " + c.Line + " " + strconv.Itoa(c.Width-slot/2) + "," + strconv.Itoa(height)
 	}
-	c.First, c.Last = c.Bars[0].Day, "today"
+	last := len(days) - 1
+	for i := last - 7; i >= 0; i -= 7 {
+		c.Bars[i].Label = c.Bars[i].Day
+	}
+	c.First, c.Bars[last].Label = c.Bars[0].Day, "today"
 	return c
 }
 

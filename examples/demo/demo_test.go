@@ -712,8 +712,18 @@ func TestChart(t *testing.T) {
 	if b := bars.Bars[29]; b.Height != height || b.Y != 0 || b.X+b.Width > bars.Width || b.Day != "31 Mar" {
 		t.Errorf("got %+v", b)
 	}
-	if !strings.HasPrefix(line.Line, "0,80 ") || !strings.HasSuffix(line.Line, " 720,80") || strings.Count(line.Area, " ") != 31 {
+	// A day stands at the same place in both.
+	if !strings.HasPrefix(line.Line, "12,80 ") || !strings.HasSuffix(line.Line, " 708,80") || strings.Count(line.Area, " ") != 31 {
 		t.Errorf("got %q, %q", line.Line, line.Area)
+	}
+	var labels []string
+	for i, b := range bars.Bars {
+		if b.Label != "" {
+			labels = append(labels, fmt.Sprint(i, " ", b.Label))
+		}
+	}
+	if want := []string{"1 3 Mar", "8 10 Mar", "15 17 Mar", "22 24 Mar", "29 today"}; !slices.Equal(labels, want) {
+		t.Errorf("got %q, want %q", labels, want)
 	}
 	if empty := newChart("", "", days, make([]int, 30), false); !empty.Empty || empty.Max != 2 {
 		t.Errorf("got %+v", empty)
