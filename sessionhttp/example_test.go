@@ -139,7 +139,8 @@ func ExampleAny() {
 }
 
 // In a middleware of another framework: Check for the session, Refuse for the
-// answer where there is none, NewContext for the handlers.
+// answer where there is none, NewContext for the handlers. Put Handler around the
+// whole where sessions are in a cookie, which it renews.
 func ExampleWeb_Check() {
 	db := openMemory()
 	sessions := gormsessions.New[UserSession](gormsessions.Config{})

@@ -198,7 +198,9 @@ func newFront(c Config) (front, error) {
 //
 // Under Handler and Require it shares their one query. Elsewhere each call runs
 // its own, and the headers of the response (Cache-Control: no-store, Vary) are the
-// caller's. It reads no more of a request than its headers and context.
+// caller's; nor is a cookie renewed there, which then ends at the time that the
+// session had at its sign-in. It reads no more of a request than its headers and
+// context.
 func (web *Web[T]) Check(r *http.Request) (*T, error) {
 	if v := visitOf(r, web); v != nil {
 		return v.load()

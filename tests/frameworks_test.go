@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/glebarez/sqlite"
@@ -121,19 +122,22 @@ func echoApp(web *sessionhttp.Web[AccountSession], signIn signIn) http.Handler {
 	return e
 }
 
-// fiberApp: fiber has requests of its own. Check wants no more of one than its
-// headers (all of them: fiber's converted requests keep one of each name); what
-// writes an answer goes through the adaptor.
+// fiberApp: fiber has requests of its own. The adaptor converts them, but keeps one
+// header of each name: all of them are put back, for two credentials are refused.
 func fiberApp(web *sessionhttp.Web[AccountSession], signIn signIn) *fiber.App {
 	type session struct{} // the key of c.Locals
 	require := func(c fiber.Ctx) error {
-		r := (&http.Request{Header: c.GetReqHeaders()}).WithContext(c.Context())
-		s, err := web.Check(r)
-		if err != nil {
-			return adaptor.HTTPHandlerFunc(func(w http.ResponseWriter, r *http.Request) { web.Refuse(w, r, err) })(c)
+		var s *AccountSession
+		ctx, headers := c.Context(), c.GetReqHeaders()
+		err := adaptor.HTTPHandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Header = headers
+			web.Require(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				s, _ = sessionhttp.FromContext[AccountSession](r.Context())
+			})).ServeHTTP(w, r.WithContext(ctx))
+		})(c)
+		if err != nil || s == nil {
+			return err // it is answered
 		}
-		c.Set("Cache-Control", "no-store")
-		c.Vary("Cookie")
 		c.Locals(session{}, s)
 		return c.Next()
 	}
@@ -221,7 +225,7 @@ func TestFrameworks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db, account := openAccounts(t)
-			sessions := gormsessions.New[AccountSession](gormsessions.Config{})
+			sessions := gormsessions.New[AccountSession](gormsessions.Config{TouchInterval: time.Microsecond})
 			must(t, db.Use(sessions))
 			web, err := sessionhttp.New(sessions, sessionhttp.Config{
 				Scopes:    []gormsessions.Scope{gormsessions.WithOwner},
@@ -270,7 +274,9 @@ func TestFrameworks(t *testing.T) {
 			}
 			first := keep(ask("POST", "/sign-in", 200, ""))
 			cookies = []string{first}
-			ask("GET", "/account", 200, "hello, ada@example.com")
+			if got := keep(ask("GET", "/account", 200, "hello, ada@example.com")); got != first {
+				t.Errorf("the cookie of an extended session: got %q", got)
+			}
 			second := keep(ask("POST", "/sign-in", 200, ""))
 			cookies = []string{first}
 			ask("GET", "/account", 401, "Unauthorized") // ended by the second
