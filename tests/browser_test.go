@@ -478,6 +478,22 @@ func TestBrowserPages(t *testing.T) {
 	desk.press("The figures of Sign-ins per day")
 	visit("statistics-figures")
 
+	// A name that fits in no header, at the widths between.
+	site.exec(t, "UPDATE demo_users SET email = ?", "somebody.with.quite.a.long.name@a-company.example.com")
+	desk.open("/account")
+	for _, width := range []int64{360, 600, 720, 768, 1024, 1280} {
+		desk.size(width, 800)
+		if got := evaluate[int64](desk, "document.documentElement.scrollWidth"); got > width {
+			t.Errorf("a long name: %d pixels wide in a window of %d", got, width)
+		}
+		const oneLine = `(a => a(".who") === a(".brand") && a("nav") === a(".brand"))(
+			s => (r => Math.round(r.top + r.bottom))(document.querySelector(s).getBoundingClientRect()))`
+		if width >= 720 && !evaluate[bool](desk, oneLine) {
+			t.Errorf("a long name: the header breaks in a window of %d", width)
+		}
+		desk.shot(fmt.Sprintf("long-name-%d", width))
+	}
+
 	desk.open("/keys/new")
 	desk.fill("name", "A program with quite a long name, so that lines must break")
 	desk.do("write", chromedp.Click(chromedp.CSS("input[name=write]")))
