@@ -357,10 +357,29 @@ func TestSlowDownAtOnce(t *testing.T) {
 	}
 }
 
+// TestThrottleIsBounded makes up many accounts: they take no more room than there is,
+// and push out nobody's failures.
 func TestThrottleIsBounded(t *testing.T) {
-	attempts := newThrottle(time.Now)
-	for i := range maxCounts + 100 {
+	attempts := newThrottle(sessiontest.NewClock(time.Now()).Now)
+	person := func(i int) limit { return byAccount(fmt.Sprint("person ", i)) }
+	for i := range 5 * 100 {
+		attempts.begin(person(i % 100))
+	}
+	for i := range 2 * maxCounts {
 		attempts.begin(byAccount(fmt.Sprint(i)))
+	}
+	if n := len(attempts.counts); n > maxCounts {
+		t.Errorf("it holds %d", n)
+	}
+	for i := range 100 {
+		if wait := attempts.begin(person(i)); wait == 0 {
+			t.Errorf("the failures of %d are forgotten", i)
+		}
+	}
+	for i := range 2 * maxCounts { // where all slow somebody down, some have to go
+		for range 5 {
+			attempts.begin(byAccount(fmt.Sprint(i)))
+		}
 	}
 	if n := len(attempts.counts); n > maxCounts {
 		t.Errorf("it holds %d", n)

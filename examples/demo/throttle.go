@@ -110,7 +110,9 @@ func (t *throttle) succeed(limits ...limit) {
 	}
 }
 
-// makeRoom keeps the memory bounded.
+// makeRoom keeps the memory bounded: when it is full, a tenth goes. What slows
+// somebody down stays while there is anything else, or made-up accounts would push
+// it out.
 func (t *throttle) makeRoom(now time.Time) {
 	if len(t.counts) < maxCounts {
 		return
@@ -120,11 +122,15 @@ func (t *throttle) makeRoom(now time.Time) {
 			delete(t.counts, l)
 		}
 	}
-	for l := range t.counts { // all are recent: some have to go
-		if len(t.counts) < maxCounts {
-			return
+	for _, all := range []bool{false, true} {
+		for l, c := range t.counts {
+			if len(t.counts) <= maxCounts*9/10 {
+				return
+			}
+			if all || c.failures < l.free {
+				delete(t.counts, l)
+			}
 		}
-		delete(t.counts, l)
 	}
 }
 
