@@ -39,7 +39,7 @@ type plan struct {
 	fields []target
 	rows   sync.Pool // of *row
 
-	static bool // the model adds nothing to a statement
+	static bool // the model has no part in a statement
 
 	table, tableExpr    string
 	clauses, conditions int // of the statement, with those that the model itself adds (soft deletion)
@@ -112,7 +112,7 @@ func (b *binding) newPlan(owned bool) *plan {
 	}
 	p.rows.New = func() any { return p.newRow() }
 	_, modifies := stmt.Model.(gorm.StatementModifier)
-	p.static = !modifies && len(b.schema.QueryClauses) == 0
+	p.static = !modifies && len(b.schema.QueryClauses) == 0 && !b.schema.AfterFind
 
 	p.table, p.tableExpr = fromOf(stmt)
 

@@ -8,6 +8,7 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -222,7 +223,7 @@ func (d *device) save(name string, take chromedp.Action[[]byte]) string {
 		return err.Error()
 	}
 	file := filepath.Join(dir, name+".png")
-	if err := os.WriteFile(file, picture, 0o644); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(file, picture, 0o644)); err != nil {
 		d.t.Error(err)
 	}
 	return file
