@@ -257,10 +257,12 @@ func (b *binding) checkCreate(db *gorm.DB) (association bool, err error) {
 	if insert, _ := stmt.Clauses["INSERT"].Expression.(clause.Insert); insert.Modifier != "" {
 		return false, fmt.Errorf("%w: INSERT %s could overwrite a session, or store none", ErrUnsafeCreate, insert.Modifier)
 	}
-	selected, restricted := stmt.SelectAndOmitColumns(true, false)
-	for _, f := range b.required() {
-		if keep, said := selected[f.DBName]; said && !keep || !said && restricted {
-			return false, fmt.Errorf("%w: Select or Omit leaves out %s: every column of the session must be stored", ErrUnsafeCreate, f.DBName)
+	if len(stmt.Selects)+len(stmt.Omits) > 0 {
+		selected, restricted := stmt.SelectAndOmitColumns(true, false)
+		for _, f := range b.required() {
+			if keep, said := selected[f.DBName]; said && !keep || !said && restricted {
+				return false, fmt.Errorf("%w: Select or Omit leaves out %s: every column of the session must be stored", ErrUnsafeCreate, f.DBName)
+			}
 		}
 	}
 	conflict, upsert := stmt.Clauses["ON CONFLICT"]
