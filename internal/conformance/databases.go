@@ -42,7 +42,9 @@ func (d Database) Open(t testing.TB, dialector gorm.Dialector, config *gorm.Conf
 		t.Fatal(err)
 	}
 	pool.SetMaxOpenConns(d.Conns)
-	pool.SetMaxIdleConns(d.Conns)
+	if db.Name() == "sqlite" { // a server has connections for all tests only if they give them back
+		pool.SetMaxIdleConns(d.Conns)
+	}
 	t.Cleanup(func() { _ = pool.Close() })
 	if d.Prepare != nil {
 		d.Prepare(t, db, dialector)
