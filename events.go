@@ -43,6 +43,7 @@ type Event struct {
 	Time      time.Time // by gorm.Config.NowFunc, in UTC
 	Count     int64     // 1, or how many sessions were pruned
 
+	of *binding // whose OnEvent is told
 	db *gorm.DB
 }
 
@@ -89,6 +90,7 @@ func LogEvents(logger *slog.Logger) func(context.Context, Event) {
 const outboxKey = "gormsessions:outbox"
 
 type outbox struct {
+	of      *binding // which began it; an association's plugin may have events in it too
 	events  []Event
 	changes []change
 }
@@ -105,7 +107,18 @@ func (o *outbox) after(err error) []Event {
 // send tells the application of what happened on db, which is after the commit
 // but in a transaction of the caller's.
 func (b *binding) send(db *gorm.DB, events ...Event) {
-	if b.onEvent == nil || len(events) == 0 {
+	if b.onEvent == nil {
+		return
+	}
+	for i := range events {
+		events[i].of = b
+	}
+	deliver(db, events)
+}
+
+// deliver hands each event to the plugin that it is of. All are of one *gorm.DB.
+func deliver(db *gorm.DB, events []Event) {
+	if len(events) == 0 {
 		return
 	}
 	if box, ok := db.Get(outboxKey); ok {
@@ -114,11 +127,11 @@ func (b *binding) send(db *gorm.DB, events ...Event) {
 	}
 	ctx := context.WithoutCancel(db.Statement.Context)
 	// From the root: db may hold a statement, its errors and settings.
-	own := b.root.Session(&gorm.Session{NewDB: true, Context: ctx}) // its Statement is a copy
+	own := events[0].of.root.Session(&gorm.Session{NewDB: true, Context: ctx}) // its Statement is a copy
 	own.Statement.ConnPool = db.Statement.ConnPool
 	for _, e := range events {
 		e.db = own
-		b.sendOne(ctx, e)
+		e.of.sendOne(ctx, e)
 	}
 }
 
@@ -152,7 +165,7 @@ func (b *binding) eventOf(kind EventKind, session any, now time.Time, reason str
 // transaction runs fn in one, nested where the caller has one, and sends its
 // events once it has committed.
 func (c call) transaction(fn func(call) error, opts ...*sql.TxOptions) error {
-	box := &outbox{}
+	box := &outbox{of: c.binding}
 	db := c.onPrimary(c.db)
 	// A part that fails must leave nothing behind in the caller's transaction.
 	db.DisableNestedTransaction = false
@@ -162,6 +175,6 @@ func (c call) transaction(fn func(call) error, opts ...*sql.TxOptions) error {
 		unprepared(tx.Statement)
 		return fn(call{c.binding, tx.Session(&gorm.Session{})})
 	}, opts...)
-	c.send(c.db, box.after(err)...)
+	deliver(c.db, box.after(err))
 	return err
 }

@@ -61,6 +61,17 @@ type Audit struct {
 	Reason    string
 }
 
+// Family is a kind of session with sessions of another kind.
+type Family struct {
+	gormsessions.Session[User, uint]
+	Members []Member `gorm:"foreignKey:FamilyID"`
+}
+
+type Member struct {
+	gormsessions.Session[User, uint]
+	FamilyID *uuid.UUID
+}
+
 func (s suite) events(t *testing.T) {
 	t.Run("Events", func(t *testing.T) {
 		var r recordedEvents
@@ -115,6 +126,35 @@ func (s suite) events(t *testing.T) {
 		}), slices.Repeat([]string{"created true " + fmt.Sprint(e.user.ID+1) + ` "" 1`}, 2)...)
 		for _, event := range r.list {
 			want(t, "time", event.Time, e.clock.Now())
+		}
+	})
+
+	// A session that has sessions of another kind: each plugin hears of its own, once
+	// the transaction has committed that either of them began.
+	t.Run("EventsOfSeveralPlugins", func(t *testing.T) {
+		var ofFamilies, ofMembers recordedEvents
+		e := s.start(t, gormsessions.Config{})
+		families := gormsessions.New[Family](gormsessions.Config{OnEvent: ofFamilies.record})
+		members := gormsessions.New[Member](gormsessions.Config{OnEvent: ofMembers.record, MaxPerOwner: 1})
+		must(t, e.db.Use(families))
+		must(t, e.db.Use(members))
+		owner := fmt.Sprint(e.user.ID)
+		created := "created true " + owner + ` "" 1`
+		one := func() *Family {
+			v := &Family{Members: []Member{{}}}
+			v.OwnerID, v.Members[0].OwnerID = e.user.ID, e.user.ID
+			return v
+		}
+		evicting := []string{created}
+		for name, create := range map[string]func() error{
+			"sessions.Create": func() error { return families.Create(e.ctx, one()) },
+			"db.Create":       func() error { return e.db.Create(one()).Error },
+		} {
+			heard := ofMembers.since(func() {
+				wantEvents(t, name, ofFamilies.since(func() { must(t, create()) }), created)
+			})
+			wantEvents(t, name+": of the other", heard, evicting...)
+			evicting = []string{"revoked true " + owner + ` "limit" 1`, created}
 		}
 	})
 
