@@ -236,7 +236,9 @@ func (b *binding) beginLimited(db *gorm.DB) {
 		return
 	}
 	_, gorms := db.InstanceGet("gorm:started_transaction")
-	_, ours := db.Get(outboxKey)
+	around, _ := db.Get(outboxKey)
+	own, _ := around.(*outbox)
+	ours := own != nil && own.of == b // not another plugin's, whose hooks may have looked
 	_, within := db.Statement.ConnPool.(gorm.TxCommitter)
 	callers := within && !gorms && !ours
 	if !within { // SkipDefaultTransaction
@@ -248,7 +250,7 @@ func (b *binding) beginLimited(db *gorm.DB) {
 		db.Statement.ConnPool = tx.Statement.ConnPool
 		unprepared(db.Statement)
 	}
-	box := &outbox{}
+	box := &outbox{of: b}
 	db.InstanceSet(outboxKey, box)
 	tx := db.Session(&gorm.Session{NewDB: true}).Set(readPrimary, struct{}{}).Set(outboxKey, box).Model(b.value())
 	unprepared(tx.Statement)

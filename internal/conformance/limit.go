@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/gormsessions/gormsessions"
 	"gorm.io/gorm"
 )
@@ -245,6 +246,30 @@ func (s suite) limit(t *testing.T) {
 		want(t, "active", n, 5)
 	})
 
+	t.Run("R20_InAnotherPluginsTransaction", func(t *testing.T) {
+		db, _, _, _ := s.open(t)
+		families := gormsessions.New[CuriousFamily](gormsessions.Config{})
+		members := gormsessions.New[CuriousMember](gormsessions.Config{MaxPerOwner: 5})
+		must(t, db.Use(families))
+		must(t, db.Use(members))
+		u := User{Name: "ada"}
+		must(t, db.Create(&u).Error)
+		var wg sync.WaitGroup
+		for i := range 60 {
+			wg.Go(func() {
+				v := CuriousFamily{Members: []CuriousMember{{}}}
+				v.Members[0].OwnerID = u.ID
+				if err := families.Create(t.Context(), &v); err != nil {
+					t.Errorf("create %d: %v", i, err)
+				}
+			})
+		}
+		wg.Wait()
+		n, err := members.Count(t.Context(), gormsessions.Active)
+		must(t, err)
+		want(t, "active", n, 5)
+	})
+
 	t.Run("R20_WithConditions", func(t *testing.T) {
 		e := s.start(t, gormsessions.Config{MaxPerOwner: 1, OnLimit: gormsessions.Reject})
 		past, future := e.clock.Now(), e.clock.Now().Add(time.Hour)
@@ -344,6 +369,23 @@ type Curious struct {
 }
 
 func (c *Curious) BeforeCreate(tx *gorm.DB) error { return tx.Model(&User{}).Count(&c.Seen).Error }
+
+// CuriousFamily is a kind of session with sessions of another kind, and a hook that
+// looks at the database.
+type CuriousFamily struct {
+	gormsessions.Base
+	Seen    int64
+	Members []CuriousMember `gorm:"foreignKey:FamilyID"`
+}
+
+type CuriousMember struct {
+	gormsessions.Session[User, uint]
+	FamilyID *uuid.UUID
+}
+
+func (c *CuriousFamily) BeforeCreate(tx *gorm.DB) error {
+	return tx.Model(&CuriousMember{}).Count(&c.Seen).Error
+}
 
 // KindSession has owners of several kinds.
 type KindSession struct {
