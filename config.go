@@ -107,9 +107,9 @@ type Config struct {
 	// OnEvent is told of what happens to sessions, after it is committed, in the
 	// goroutine of the call, which waits for it; it holds no lock or connection
 	// meanwhile, and a panic in it is logged by GORM's logger and goes no further.
-	// Inside a transaction of the caller's it is told at once, though that may yet
-	// be rolled back: GORM does not tell when it commits. What is written to
-	// [Event.DB] there shares its fate. [LogEvents] is one. Default: none.
+	// Inside a transaction of the caller's, or that of a CreateInBatches, it is told
+	// at once, though that may yet be rolled back: GORM does not tell when it commits.
+	// What is written to [Event.DB] there shares its fate. [LogEvents] is one. Default: none.
 	OnEvent func(context.Context, Event)
 
 	// SkipMigrate leaves the sessions' table, and that of the replaced tokens, to
