@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"gorm.io/gorm"
@@ -26,7 +27,8 @@ const (
 	// took and at least for this.
 	minPause = 5 * time.Millisecond
 
-	// So many sessions that cannot be deleted end a run.
+	// So many sessions that cannot be deleted end a run, unless it is for what refers
+	// to them.
 	maxRefused = 100
 
 	progressEvery = time.Second
@@ -120,15 +122,23 @@ type pruner struct {
 	untold int64
 	told   time.Time
 
-	refused []any // the IDs of sessions that cannot be deleted
-	failed  error // why the last of them
+	refused int   // how many could not be deleted, though nothing refers to them
+	failed  error // why the last one could not be
+}
+
+// place is how far a run has come: when the session ended that it looked at last. From
+// the first that cannot be deleted on, those of one moment go by their IDs, so that it
+// is passed by.
+type place struct {
+	at, id any
+	byID   bool
 }
 
 // prune deletes the sessions that ended by one column.
 func (p *pruner) prune(ended *schema.Field) error {
 	// From where the last batch ended: what was deleted stays in the index for a
 	// while, and would be looked at again each time.
-	var from any
+	var from place
 	for {
 		start := time.Now()
 		batch, err := p.batch(ended, from)
@@ -138,12 +148,16 @@ func (p *pruner) prune(ended *schema.Field) error {
 			return err
 		case err != nil && len(batch.ids) > 1:
 			// Another table may refer to one of them: which, shows one by one.
-			p.size = 1
+			p.size, from.byID = 1, true
 		case err != nil:
-			if p.refused = append(p.refused, batch.ids[0]); len(p.refused) > maxRefused {
+			if !referredTo(err) {
+				p.refused++
+			}
+			if p.refused > maxRefused {
 				return err
 			}
 			p.failed = fmt.Errorf("session %s: %w", batch.ids[0], err)
+			from = place{batch.last, batch.ids[0], true}
 		}
 		p.total += batch.deleted
 		p.untold += batch.deleted
@@ -155,7 +169,10 @@ func (p *pruner) prune(ended *schema.Field) error {
 			return nil
 		}
 		if err == nil {
-			from = batch.last
+			from.at = batch.last
+			if from.byID {
+				from.id = batch.ids[len(batch.ids)-1]
+			}
 			switch {
 			case took > batchTime:
 				p.size = max(minBatch, p.size/2)
@@ -177,23 +194,28 @@ type batch struct {
 }
 
 // batch deletes up to size of the sessions that ended by a column, the first first.
-func (p *pruner) batch(by *schema.Field, from any) (done batch, err error) {
-	before := p.before
-	if by.FieldType == reflect.TypeFor[gorm.DeletedAt]() {
+func (p *pruner) batch(by *schema.Field, from place) (done batch, err error) {
+	before, zone := p.before, time.UTC
+	softly := by.FieldType == reflect.TypeFor[gorm.DeletedAt]()
+	if softly {
 		// GORM writes this one, in the zone of NowFunc; SQLite compares text.
-		before = before.In(p.db.NowFunc().Location())
+		zone = p.db.NowFunc().Location()
+		before = before.In(zone)
 	}
 	ended := group{clause.Lte{Column: at(by), Value: before}}
-	if from != nil {
-		ended = append(ended, clause.Gte{Column: at(by), Value: from})
+	if from.at != nil {
+		ended = append(ended, clause.Gte{Column: at(by), Value: from.at})
 	}
-	if len(p.refused) > 0 {
-		ended = append(ended, clause.Not(clause.IN{Column: at(p.id), Values: p.refused}))
+	if from.id != nil {
+		ended = append(ended, unit("? <> ? OR ? > ?", at(by), from.at, at(p.id), from.id))
 	}
 	remove := func(c call) error {
 		done = batch{}
 		asked := c.db.Session(&gorm.Session{SkipHooks: true}).Unscoped().Where(ended).
 			Order(clause.OrderByColumn{Column: at(by)}).Limit(p.size).Select(c.id.DBName, by.DBName)
+		if from.byID {
+			asked = asked.Order(clause.OrderByColumn{Column: at(c.id)})
+		}
 		if c.skipLocked {
 			asked = asked.Clauses(clause.Locking{Strength: "UPDATE", Options: "SKIP LOCKED"})
 		}
@@ -210,6 +232,9 @@ func (p *pruner) batch(by *schema.Field, from any) (done batch, err error) {
 		}
 		sessionAt(list.Elem().Index(len(ids) - 1)).inUTC()
 		done.last, _ = by.ValueOf(c.db.Statement.Context, list.Elem().Index(len(ids)-1))
+		if softly {
+			done.last = done.last.(gorm.DeletedAt).Time.In(zone)
+		}
 		these := c.db.Set(retiredGone, true).Session(&gorm.Session{SkipHooks: true, SkipDefaultTransaction: true}).Unscoped().Where(clause.IN{Column: at(c.id), Values: ids})
 		if !c.skipLocked { // in the meantime one may have been given another expiry
 			these = these.Where(ended)
@@ -233,6 +258,12 @@ func (p *pruner) batch(by *schema.Field, from any) (done batch, err error) {
 		done.deleted = 0 // rolled back
 	}
 	return done, err
+}
+
+// referredTo recognises the error for a session that another table refers to.
+func referredTo(err error) bool {
+	text := strings.ToLower(err.Error())
+	return strings.Contains(text, "foreign key") || strings.Contains(text, "sqlstate 23503") || strings.Contains(text, "sqlstate 23001")
 }
 
 // tell sends an event of what was pruned since the last.

@@ -202,6 +202,67 @@ func (s suite) prune(t *testing.T) {
 		wantText(t, "Prune", err, "gormsessions: prune: ", kept.String())
 		want(t, "pruned", n, 34)
 		e.row(kept)
+
+		// However many there are; also of those that ended at once.
+		list = e.many(160, e.clock.Now())
+		receipts := make([]Receipt, 0, 120)
+		for i := range list {
+			if i%4 > 0 {
+				receipts = append(receipts, Receipt{SessionID: list[i].ID})
+			}
+		}
+		must(t, e.db.Omit("Session").Create(&receipts).Error)
+		e.many(50, e.clock.Now().Add(time.Second))
+		e.clock.Advance(time.Hour)
+		n, err = e.sessions.Prune(e.ctx)
+		wantText(t, "Prune", err, "gormsessions: prune: ")
+		want(t, "pruned", n, 90)
+		want(t, "left", e.count(), 121)
+	})
+
+	// One that fails for another reason is no reason to try them all.
+	t.Run("PruneThatFailsEachTime", func(t *testing.T) {
+		e := s.start(t, gormsessions.Config{})
+		e.many(400, e.clock.Now())
+		broken, tries := errors.New("disk full"), 0
+		must(t, e.db.Callback().Delete().Before("gorm:delete").Register("test:fail", func(db *gorm.DB) {
+			tries++
+			_ = db.AddError(broken)
+		}))
+		n, err := e.sessions.Prune(e.ctx)
+		wantErr(t, "Prune", err, broken)
+		want(t, "pruned", n, 0)
+		if tries > 110 {
+			t.Errorf("%d tries", tries)
+		}
+	})
+
+	// GORM writes DeletedAt in the zone of NowFunc, and SQLite compares its text.
+	t.Run("PruneSoftDeletedInAnotherZone", func(t *testing.T) {
+		for _, zone := range []string{"", "&_loc=UTC", "&_loc=Asia/Tokyo"} {
+			if s.Database.Name != "sqlite" && zone != "" {
+				break
+			}
+			dialect := s.Dialect(t)
+			if zone != "" {
+				dialect = sqlite.Open(filepath.Join(t.TempDir(), "zone.db") + SQLiteOptions + zone)
+			}
+			c := newClock()
+			db := s.Open(t, dialect, &gorm.Config{NowFunc: func() time.Time { return c.Now().In(time.FixedZone("west", -7*3600)) }})
+			sessions := gormsessions.New[SoftSession](gormsessions.Config{})
+			must(t, db.Use(sessions))
+			u := User{Name: "ada"}
+			must(t, db.Create(&u).Error)
+			list := make([]SoftSession, 300)
+			for i := range list {
+				list[i].OwnerID = u.ID
+			}
+			must(t, db.Create(&list).Error)
+			must(t, db.Where("1 = 1").Delete(&SoftSession{}).Error)
+			n, err := sessions.Prune(t.Context())
+			must(t, err)
+			want(t, "pruned with "+zone, n, 300)
+		}
 	})
 
 	t.Run("PruneTakesRetiredTokens_WithoutEnforcement", func(t *testing.T) {
