@@ -25,7 +25,7 @@ import (
 // lower-case letters, digits, dots, dashes and underscores. "posts:*" grants all
 // that begin with "posts:", and "*" grants everything. An empty list, the
 // default, grants nothing. A malformed ability is [ErrInvalidValue] when it is
-// stored.
+// stored, by an update too, which takes any list of strings, or its JSON.
 type Abilities []string
 
 // Can reports whether ability is granted, by its name or by a wildcard.
@@ -63,6 +63,8 @@ func wellFormed(ability string) bool {
 
 const maxAbility = 255 // bytes
 
+var abilitiesType = reflect.TypeFor[Abilities]()
+
 // WithAbility limits to the sessions that may do something: what [Abilities.Can]
 // says, in SQL. A malformed ability is [ErrInvalidValue], a model without
 // Abilities [ErrNotModel].
@@ -70,7 +72,7 @@ func WithAbility(ability string) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
 			i := slices.IndexFunc(c.schema.Fields, func(f *schema.Field) bool {
-				return f.DBName != "" && f.IndirectFieldType == reflect.TypeFor[Abilities]()
+				return f.DBName != "" && f.IndirectFieldType == abilitiesType
 			})
 			if i < 0 {
 				return nil, fmt.Errorf("%w: %s has no Abilities", ErrNotModel, c.schema.Name)
@@ -80,7 +82,8 @@ func WithAbility(ability string) Scope {
 			}
 			column := at(c.schema.Fields[i])
 			if db.Name() == "sqlite" {
-				return unit("EXISTS (SELECT 1 FROM json_each(?) WHERE json_each.value IN ?)", column, grants(ability)), nil
+				// Its columns hold any text, and one that is no JSON would end the query.
+				return unit("EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(?) THEN ? END) WHERE json_each.value IN ?)", column, column, grants(ability)), nil
 			}
 			contains := "JSON_CONTAINS(?, ?)"
 			if db.Name() == "postgres" {
@@ -99,12 +102,68 @@ func malformed(ability string) error {
 	return fmt.Errorf("%w: %q is no ability: write words of lower-case letters, digits, dots, dashes and underscores, joined by colons, the last of which may be *", ErrInvalidValue, ability)
 }
 
-// Value implements [driver.Valuer]. nil is stored as the empty list.
-func (a Abilities) Value() (driver.Value, error) {
+// asAbilities makes what an update sets the column to a list: GORM would store other
+// slices as it makes SQL of them, and text as it is. SQL of the application's own is
+// left alone.
+func asAbilities(value any) (any, error) {
+	v := reflect.ValueOf(value)
+	if !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return Abilities{}, nil
+	}
+	switch own := value.(type) {
+	case clause.Expression, *gorm.DB:
+		return value, nil
+	case driver.Valuer:
+		text, err := own.Value()
+		if err != nil {
+			return nil, err
+		}
+		return asAbilities(text)
+	case gorm.Valuer:
+		return value, nil
+	}
+	v = reflect.Indirect(v)
+	var list Abilities
+	switch {
+	case v.Kind() == reflect.String:
+		value = []byte(v.String())
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8:
+		value = v.Bytes()
+	case v.Kind() == reflect.Slice:
+		for i := range v.Len() {
+			one := v.Index(i)
+			if one.Kind() == reflect.Interface {
+				one = one.Elem()
+			}
+			if one.Kind() != reflect.String {
+				return nil, errNoAbilities
+			}
+			list = append(list, one.String())
+		}
+	default:
+		return nil, errNoAbilities
+	}
+	if text, ok := value.([]byte); ok && json.Unmarshal(text, (*[]string)(&list)) != nil {
+		return nil, errNoAbilities
+	}
+	return list, list.check()
+}
+
+var errNoAbilities = fmt.Errorf("%w: abilities are a list of words", ErrInvalidValue)
+
+func (a Abilities) check() error {
 	for _, ability := range a {
 		if !wellFormed(ability) {
-			return nil, malformed(ability)
+			return malformed(ability)
 		}
+	}
+	return nil
+}
+
+// Value implements [driver.Valuer]. nil is stored as the empty list.
+func (a Abilities) Value() (driver.Value, error) {
+	if err := a.check(); err != nil {
+		return nil, err
 	}
 	if a == nil {
 		a = Abilities{}

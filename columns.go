@@ -108,6 +108,11 @@ func (c *columns) check() error {
 			return fmt.Errorf("gormsessions: %s embeds its session by pointer: embed it by value", s.Name)
 		}
 	}
+	for _, f := range s.Fields {
+		if f.IndirectFieldType == abilitiesType && f.Serializer != nil {
+			return fmt.Errorf("gormsessions: %s.%s is stored by a serializer, which would take malformed abilities too: leave the tag out", s.Name, f.BindName())
+		}
+	}
 	for _, b := range c.base() {
 		f := *b.field
 		if now := s.FieldsByDBName[f.DBName]; now != f {

@@ -475,26 +475,36 @@ func (b *binding) beforeUpdate(db *gorm.DB) {
 }
 
 func (b *binding) checkUpdate(stmt *gorm.Statement) error {
-	if set, ok := stmt.Clauses["SET"].Expression.(clause.Set); ok { // GORM's generics API
+	c := stmt.Clauses["SET"]
+	if set, ok := c.Expression.(clause.Set); ok { // GORM's generics API
+		set = slices.Clone(set)
 		values := make(map[string]any, len(set))
-		for _, a := range set {
-			values[a.Column.Name] = a.Value
+		for i, a := range set {
+			value, err := b.storable(b.named(a.Column.Name), a.Value)
+			if err != nil {
+				return err
+			}
+			set[i].Value, values[a.Column.Name] = value, value
 		}
+		c.Expression = set
+		stmt.Clauses["SET"] = c
 		return b.checkMap(values)
 	}
 	dest := reflect.Indirect(reflect.ValueOf(stmt.Dest))
 	if values, ok := dest.Interface().(map[string]any); ok {
 		values = maps.Clone(values) // the caller's stays as it is
 		for name, value := range values {
-			if b.named(name) == b.data {
-				values[name] = asData(value)
+			value, err := b.storable(b.named(name), value)
+			if err != nil {
+				return err
 			}
+			values[name] = value
 		}
 		stmt.Dest = values
 		return b.checkMap(values)
 	}
 	if dest.Type() != b.schema.ModelType {
-		return nil
+		return b.checkOther(stmt)
 	}
 	if dest.CanAddr() {
 		base := sessionAt(dest)
@@ -509,6 +519,55 @@ func (b *binding) checkUpdate(stmt *gorm.Statement) error {
 		value, zero := f.ValueOf(stmt.Context, dest)
 		return value, !zero
 	})
+}
+
+// checkOther checks an update by a struct of another type, of which GORM takes the
+// fields that have the columns' names.
+func (b *binding) checkOther(stmt *gorm.Statement) error {
+	other := &gorm.Statement{DB: stmt.DB}
+	if other.Parse(stmt.Dest) != nil {
+		return nil // GORM says so
+	}
+	dest := reflect.Indirect(reflect.ValueOf(stmt.Dest))
+	if dest.Type() != other.Schema.ModelType {
+		return nil
+	}
+	texts := map[*schema.Field]any{}
+	for _, f := range b.schema.Fields {
+		theirs := other.Schema.LookUpField(f.DBName)
+		if f.DBName == "" || theirs == nil {
+			continue
+		}
+		value, zero := theirs.ValueOf(stmt.Context, dest)
+		if zero {
+			continue
+		}
+		value, err := b.storable(f, value)
+		if err != nil {
+			return err
+		}
+		texts[f] = value
+	}
+	return b.checkTexts(func(f *schema.Field) (any, bool) {
+		value, ok := texts[f]
+		return value, ok
+	})
+}
+
+// storable makes the value of an update one that GORM stores as the column has it.
+func (b *binding) storable(f *schema.Field, value any) (any, error) {
+	switch {
+	case f == nil:
+	case f == b.data:
+		return asData(value), nil
+	case f.IndirectFieldType == abilitiesType:
+		list, err := asAbilities(value)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", f.Name, err)
+		}
+		return list, err
+	}
+	return value, nil
 }
 
 // named finds the field that a key of an update's map means, however it is

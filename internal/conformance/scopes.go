@@ -3,6 +3,7 @@ package conformance
 import (
 	"database/sql"
 	"encoding/json"
+	"fmt"
 	"math"
 	"reflect"
 	"strings"
@@ -374,6 +375,7 @@ func (s suite) abilities(t *testing.T) {
 		_, err := keys.Count(e.ctx, gormsessions.WithAbility(bad))
 		wantErr(t, "WithAbility "+bad, err, gormsessions.ErrInvalidValue)
 	}
+	s.abilityUpdates(t, e, keys)
 	_, err = e.sessions.Count(e.ctx, gormsessions.WithAbility("posts:write"))
 	wantErr(t, "a model without abilities", err, gormsessions.ErrNotModel)
 	must(t, e.db.Model(made["none"]).Update("abilities", gormsessions.Abilities{"users:read"}).Error)
@@ -381,6 +383,99 @@ func (s suite) abilities(t *testing.T) {
 	must(t, err)
 	want(t, "updated", len(got.Abilities) == 1 && got.Can("users:read"), true)
 	want(t, "an extra field", keys.ExtraFields()[0].Name, "Abilities")
+}
+
+// abilityUpdates shows that an update stores a list of abilities, whatever it is given
+// for one, or is refused.
+func (s suite) abilityUpdates(t *testing.T, e *env, keys *gormsessions.Plugin[Able]) {
+	type patch struct{ Abilities string }
+	update := func(value any) map[string]func(*Able) error {
+		doors := map[string]func(*Able) error{
+			"Update":       func(v *Able) error { return e.db.Model(v).Update("Abilities", value).Error },
+			"UpdateColumn": func(v *Able) error { return e.db.Model(v).UpdateColumn("abilities", value).Error },
+			"Updates":      func(v *Able) error { return e.db.Model(v).Updates(map[string]any{"abilities": value}).Error },
+			"generics": func(v *Able) error {
+				_, err := gorm.G[Able](e.db).Where("id = ?", v.ID).Update(e.ctx, "abilities", value)
+				return err
+			},
+			"generics' Set": func(v *Able) error {
+				_, err := gorm.G[Able](e.db).Where("id = ?", v.ID).Set(clause.Assignment{Column: clause.Column{Name: "abilities"}, Value: value}).Update(e.ctx)
+				return err
+			},
+		}
+		switch value := value.(type) {
+		case gormsessions.Abilities:
+			doors["struct"] = func(v *Able) error { return e.db.Model(v).Select("Abilities").Updates(&Able{Abilities: value}).Error }
+			doors["Save"] = func(v *Able) error { v.Abilities = value; return e.db.Save(v).Error }
+		case string:
+			doors["another struct"] = func(v *Able) error { return e.db.Model(v).Updates(patch{value}).Error }
+		}
+		return doors
+	}
+	v := &Able{Name: "updated"}
+	v.OwnerID = e.user.ID
+	must(t, keys.Create(e.ctx, v))
+	for _, value := range []any{
+		gormsessions.Abilities{"Posts:Write"}, []string{"Posts:Write"}, []string{"posts:write", ""}, []any{"posts write"}, []any{"posts:write", 7}, &[]string{"*:write"},
+		`["Posts:Write"]`, `["posts:write"`, "posts:write", "*", `{"a":"posts:write"}`, []byte(`["posts:"]`), []byte("*"), json.RawMessage(`"*"`), true, 7,
+	} {
+		for name, door := range update(value) {
+			wantErr(t, fmt.Sprintf("%s of %T %v", name, value, value), door(&Able{Session: v.Session}), gormsessions.ErrInvalidValue)
+		}
+	}
+	got, err := keys.Authenticate(e.ctx, string(v.Token))
+	must(t, err)
+	want(t, "as it was", len(got.Abilities), 0)
+	for _, value := range []any{
+		gormsessions.Abilities{"posts:write", "a"}, []string{"posts:write", "a"}, []any{"posts:write", "a"}, &[]string{"posts:write", "a"},
+		`["posts:write", "a"]`, []byte(`["posts:write","a"]`), nil, []string{}, "[]", gormsessions.Abilities(nil), (*gormsessions.Abilities)(nil),
+	} {
+		for name, door := range update(value) {
+			what := fmt.Sprintf("%s of %T %v", name, value, value)
+			must(t, e.db.Model(v).Update("abilities", gormsessions.Abilities{"users:read"}).Error)
+			if err := door(&Able{Session: v.Session}); err != nil {
+				t.Errorf("%s: %v", what, err)
+				continue
+			}
+			got, err := keys.Authenticate(e.ctx, string(v.Token))
+			must(t, err)
+			granted := strings.Contains(fmt.Sprintf("%s", value), "posts:write")
+			want(t, what, got.Can("posts:write") && got.Can("a"), granted)
+			want(t, what+": the one before", got.Can("users:read"), false)
+			n, err := keys.Count(e.ctx, gormsessions.WithAbility("a"), gormsessions.WithID(v.ID))
+			must(t, err)
+			want(t, what+": listed", n == 1, granted)
+			n, err = keys.Count(e.ctx, gormsessions.WithID(v.ID), func(db *gorm.DB) *gorm.DB { return db.Where("abilities IS NULL") })
+			must(t, err)
+			want(t, what+": NULL", n, 0)
+		}
+	}
+	// SQL of the application's own may say more.
+	must(t, e.db.Model(v).Update("abilities", gorm.Expr("?", `["users:read"]`)).Error)
+	got, err = keys.Authenticate(e.ctx, string(v.Token))
+	must(t, err)
+	want(t, "by an expression", got.Can("users:read"), true)
+
+	// What SQL has broken of one key is not granted, and keeps no other from being found.
+	if e.db.Name() == "sqlite" { // the others' columns are JSON, and nothing else
+		all := e.db.Model(&Able{}).Scopes(gormsessions.WithAbility("posts:write"))
+		var before, after int64
+		must(t, all.Session(&gorm.Session{}).Count(&before).Error)
+		must(t, e.db.Exec("UPDATE "+tableOf(t, e.db, v)+" SET abilities = 'posts:write' WHERE id = ?", v.ID).Error)
+		must(t, e.db.Model(&Able{}).Scopes(gormsessions.WithAbility("posts:write")).Count(&after).Error)
+		want(t, "found beside a broken one", after, before)
+		if _, err := keys.Authenticate(e.ctx, string(v.Token)); err == nil {
+			t.Error("a key with broken abilities is accepted")
+		}
+	}
+	must(t, e.db.Delete(v).Error)
+	wantText(t, "a serializer", e.db.Use(gormsessions.New[Serialized](gormsessions.Config{})), "Serialized.Grants", "serializer")
+}
+
+// Serialized gives its abilities a serializer, which knows no malformed ones.
+type Serialized struct {
+	gormsessions.Session[User, uint]
+	Grants gormsessions.Abilities `gorm:"serializer:json"`
 }
 
 // stored shows what comes back of what the application keeps.
