@@ -152,6 +152,53 @@ func (s suite) naive(t *testing.T) {
 		want(t, "rotations that think they won", won, 2)
 	})
 
+	digest := func(token string) []byte {
+		sum := sha256.Sum256([]byte(token))
+		return sum[:]
+	}
+	set := func(v NaiveSession, column string, value any) {
+		t.Helper()
+		must(t, db.Model(&NaiveSession{}).Where("id = ?", v.ID).Update(column, value).Error)
+	}
+
+	t.Run("R12_DigestedAnewWithoutAGuard", func(t *testing.T) {
+		v := sign(ada.ID)
+		set(v, "token_digest", digest("rotated"))            // by one request
+		set(v, "token_digest", digest("pepper and a token")) // by another, which had found it by its token before
+		want(t, "sessions of the token that was handed out", count(db.Where("id = ? AND token_digest = ?", v.ID, digest("rotated"))), 0)
+		want(t, "sessions of the token that was replaced", count(db.Where("id = ? AND token_digest = ?", v.ID, digest("pepper and a token"))), 1)
+	})
+
+	t.Run("R19_WithoutRetiredTokens", func(t *testing.T) {
+		v := sign(ada.ID)
+		set(v, "token_digest", digest("the thief's"))
+		set(v, "token_digest", digest("the thief's second"))
+		want(t, "sessions of the owner's token", count(db.Where("id = ? AND token_digest = ?", v.ID, digest("a token"))), 0) // as of a guess
+		want(t, "sessions that the thief keeps", count(db.Where("id = ? AND revoked_at IS NULL", v.ID)), 1)
+	})
+
+	t.Run("R48_EventBeforeTheCommit", func(t *testing.T) {
+		told, before := 0, count(db)
+		create := db.Callback().Create()
+		must(t, create.After("gorm:after_create").Before("gorm:commit_or_rollback_transaction").Register("naive:tell", func(*gorm.DB) { told++ }))
+		must(t, create.After("naive:tell").Before("gorm:commit_or_rollback_transaction").Register("naive:fail", func(db *gorm.DB) { _ = db.AddError(errRollback) }))
+		wantErr(t, "create", db.Create(&NaiveSession{OwnerID: ada.ID}).Error, errRollback)
+		must(t, create.Remove("naive:fail"))
+		must(t, create.Remove("naive:tell"))
+		want(t, "told", told, 1)
+		want(t, "stored", count(db), before)
+	})
+
+	t.Run("R50_PruneWithoutALook", func(t *testing.T) {
+		v := sign(ada.ID)
+		set(v, "expires_at", c.Now())
+		var ended []uint
+		must(t, db.Model(&NaiveSession{}).Where("expires_at <= ?", c.Now()).Pluck("id", &ended).Error)
+		set(v, "expires_at", c.Now().Add(time.Hour)) // by whoever makes it valid again
+		must(t, db.Delete(&NaiveSession{}, ended).Error)
+		want(t, "left of an active session", count(db.Where("id = ?", v.ID)), 0)
+	})
+
 	t.Run("R17_SaveAgainstRevoke", func(t *testing.T) {
 		revived := 0
 		for range 50 {
