@@ -76,7 +76,8 @@ type Config struct {
 	// they are created, and also when many are at once: creates for one owner wait
 	// for each other. What OnLimit says happens to one more. The model needs an
 	// owner: [Session], or (not on MySQL) an OwnerID beside [Base], whose zero value
-	// is nobody and has no limit. Default (0): no limit.
+	// is nobody and has no limit. A session that is extended in the moment it expires
+	// may be one more. Default (0): no limit.
 	//
 	// Inside a transaction of yours MySQL locks what it counts, unless at READ
 	// COMMITTED; two transactions that create for several owners in different

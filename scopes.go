@@ -138,7 +138,9 @@ func Except(session Model) Scope {
 
 // UnusedSince limits to the sessions that were neither created nor used since t, to
 // within Config.TouchInterval: the devices that somebody has forgotten, or the
-// sessions that still have the digest of an earlier hasher.
+// sessions that still have the digest of an earlier hasher. (Extend is a use too, but
+// does not know the token: of a session that Authenticate did not return it leaves
+// the digest.)
 func UnusedSince(t time.Time) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
