@@ -203,8 +203,7 @@ func (b *binding) restore(db *gorm.DB, list []snapshot) {
 	}
 }
 
-// around is a statement on another model that may create sessions by its
-// associations. When it fails after they were stored, as by a hook of the owner's,
+// around is a statement that may create sessions by its model's associations. When it fails after they were stored, as by a hook of the owner's,
 // they are rolled back with it.
 type around struct {
 	stmt *gorm.Statement
@@ -214,7 +213,14 @@ type around struct {
 
 func (b *binding) beginAround(db *gorm.DB) {
 	stmt := db.Statement
-	if stmt.Schema == nil || b.mine(stmt) || len(stmt.Schema.Relationships.Relations) == 0 {
+	if stmt.Schema == nil {
+		return
+	}
+	others := len(stmt.Schema.Relationships.Relations)
+	if b.mine(stmt) && b.owner != nil {
+		others-- // which is never written
+	}
+	if others == 0 {
 		return
 	}
 	// GORM copies the settings to the statements within.

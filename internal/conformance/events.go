@@ -72,6 +72,21 @@ type Member struct {
 	FamilyID *uuid.UUID
 }
 
+// Node is a kind of session with sessions of its own kind.
+type Node struct {
+	gormsessions.Session[User, uint]
+	ParentID *uuid.UUID
+	Children []Node `gorm:"foreignKey:ParentID"`
+	Fails    bool   `gorm:"-"`
+}
+
+func (n *Node) AfterCreate(*gorm.DB) error {
+	if n.Fails {
+		return errRollback
+	}
+	return nil
+}
+
 func (s suite) events(t *testing.T) {
 	t.Run("Events", func(t *testing.T) {
 		var r recordedEvents
@@ -171,6 +186,38 @@ func (s suite) events(t *testing.T) {
 			wantErr(t, "create", err, errRollback)
 			must(t, e.db.Callback().Create().Remove("test:fail"))
 		}), s.storedThough(`created true 2 "" 1`)...)
+	})
+
+	// Sessions that are stored through one of their own kind share its fate.
+	t.Run("EventsOfNestedSessions", func(t *testing.T) {
+		var r recordedEvents
+		e := s.start(t, gormsessions.Config{})
+		nodes := gormsessions.New[Node](gormsessions.Config{OnEvent: r.record, MaxPerOwner: 4})
+		must(t, e.db.Use(nodes))
+		created := fmt.Sprintf(`created true %d "" 1`, e.user.ID)
+		one := func() *Node {
+			v := &Node{Children: []Node{{}}}
+			v.OwnerID, v.Children[0].OwnerID = e.user.ID, e.user.ID
+			return v
+		}
+		doors := map[string]func(*Node) error{
+			"db.Create":       func(v *Node) error { return e.db.Create(v).Error },
+			"sessions.Create": func(v *Node) error { return nodes.Create(e.ctx, v) },
+		}
+		for name, create := range doors {
+			v := one()
+			wantEvents(t, name, r.since(func() { must(t, create(v)) }), created, created)
+			want(t, "tokens", v.Token != "" && v.Children[0].Token != "", true)
+		}
+		for name, create := range doors {
+			if name == "db.Create" && s.storedThough("it failed") != nil {
+				continue
+			}
+			v := one()
+			v.Fails = true
+			wantEvents(t, name+" that fails", r.since(func() { wantErr(t, name, create(v), errRollback) }))
+			want(t, name+": tokens of what is not there", v.Token+v.Children[0].Token, "")
+		}
 	})
 
 	// The row that a handler writes shares the fate of what it tells of.
