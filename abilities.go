@@ -66,21 +66,21 @@ const maxAbility = 255 // bytes
 var abilitiesType = reflect.TypeFor[Abilities]()
 
 // WithAbility limits to the sessions that may do something: what [Abilities.Can]
-// says, in SQL. A malformed ability is [ErrInvalidValue], a model without
-// Abilities [ErrNotModel].
+// says, in SQL. A malformed ability is [ErrInvalidValue], a model that does not have
+// one field of Abilities [ErrNotModel].
 func WithAbility(ability string) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
-			i := slices.IndexFunc(c.schema.Fields, func(f *schema.Field) bool {
-				return f.DBName != "" && f.IndirectFieldType == abilitiesType
+			fields := slices.DeleteFunc(slices.Clone(c.schema.Fields), func(f *schema.Field) bool {
+				return f.DBName == "" || f.IndirectFieldType != abilitiesType
 			})
-			if i < 0 {
-				return nil, fmt.Errorf("%w: %s has no Abilities", ErrNotModel, c.schema.Name)
+			if len(fields) != 1 {
+				return nil, fmt.Errorf("%w: %s has not one field of Abilities, but %d", ErrNotModel, c.schema.Name, len(fields))
 			}
 			if !wellFormed(ability) {
 				return nil, malformed(ability)
 			}
-			column := at(c.schema.Fields[i])
+			column := at(fields[0])
 			if db.Name() == "sqlite" {
 				// Its columns hold any text, and one that is no JSON would end the query.
 				return unit("EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(?) THEN ? END) WHERE json_each.value IN ?)", column, column, grants(ability)), nil

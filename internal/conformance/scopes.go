@@ -376,6 +376,10 @@ func (s suite) abilities(t *testing.T) {
 		wantErr(t, "WithAbility "+bad, err, gormsessions.ErrInvalidValue)
 	}
 	s.abilityUpdates(t, e, keys)
+	torn := gormsessions.New[Torn](gormsessions.Config{})
+	must(t, e.db.Use(torn))
+	_, err = torn.Count(e.ctx, gormsessions.WithAbility("posts:write"))
+	wantErr(t, "a model with two", err, gormsessions.ErrNotModel)
 	_, err = e.sessions.Count(e.ctx, gormsessions.WithAbility("posts:write"))
 	wantErr(t, "a model without abilities", err, gormsessions.ErrNotModel)
 	must(t, e.db.Model(made["none"]).Update("abilities", gormsessions.Abilities{"users:read"}).Error)
@@ -470,6 +474,12 @@ func (s suite) abilityUpdates(t *testing.T, e *env, keys *gormsessions.Plugin[Ab
 	}
 	must(t, e.db.Delete(v).Error)
 	wantText(t, "a serializer", e.db.Use(gormsessions.New[Serialized](gormsessions.Config{})), "Serialized.Grants", "serializer")
+}
+
+// Torn has abilities twice: no scope can tell which are meant.
+type Torn struct {
+	gormsessions.Session[User, uint]
+	Reads, Writes gormsessions.Abilities
 }
 
 // Serialized gives its abilities a serializer, which knows no malformed ones.
