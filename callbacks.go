@@ -35,6 +35,7 @@ func (b *binding) callbacks() []callback {
 		// on what is written is the plugin's.
 		{prefix + "before_create", create, create.Get,
 			create.After("gorm:before_create").Before("gorm:save_before_associations"), b.beforeCreate},
+		{prefix + "begin_create", create, create.Get, create.Before("gorm:begin_transaction"), b.beginCreate},
 		{prefix + "begin_limited", create, create.Get,
 			create.After("gorm:save_before_associations").Before("gorm:create"), b.beginLimited},
 		{prefix + "end_limited", create, create.Get,

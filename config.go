@@ -79,6 +79,7 @@ type Config struct {
 	// is nobody and has no limit. A session that is extended in the moment it expires
 	// may be one more. Default (0): no limit.
 	//
+	// A transaction that the create begins, GORM's own too, is at READ COMMITTED.
 	// Inside a transaction of yours MySQL locks what it counts, unless at READ
 	// COMMITTED; two transactions that create for several owners in different
 	// orders, as batches of CreateInBatches may, lock each other out. The database

@@ -202,14 +202,40 @@ func (c call) lockWrites() error {
 	return c.plain().Exec("UPDATE ? SET ? = ? WHERE 1 = 0", clause.Table{Name: c.schema.Table}, column(c.id), column(c.id)).Error
 }
 
-// isolation is how the plugin begins its own transactions where it counts: at REPEATABLE
-// READ PostgreSQL would not see what others added while it waited for the lock.
+// isolation is how a transaction begins where it counts. At REPEATABLE READ, MySQL's
+// default, a database would not see what others added while it waited for the lock, if
+// anything has looked before: a hook, an association's, another plugin. (To lock what is
+// counted would show it, but MySQL locks the gaps beside it too: those of new owners
+// deadlock.)
 func (c call) isolation() []*sql.TxOptions {
-	if c.maxPerOwner == 0 || c.db.Name() != "postgres" {
+	if name := c.db.Name(); c.maxPerOwner == 0 || name != "postgres" && name != "mysql" {
 		return nil
 	}
 	return []*sql.TxOptions{{Isolation: sql.LevelReadCommitted}}
 }
+
+// beginCreate begins the transaction of a limited create as GORM would, which then
+// finds it begun, and ends it.
+func (b *binding) beginCreate(db *gorm.DB) {
+	stmt := db.Statement
+	if db.Error != nil || db.DryRun || db.SkipDefaultTransaction || b.maxPerOwner == 0 || !b.mine(stmt) {
+		return
+	}
+	opts := call{b, db}.isolation()
+	if _, within := stmt.ConnPool.(gorm.TxCommitter); within || opts == nil {
+		return
+	}
+	tx := db.Begin(opts...)
+	if tx.Error == gorm.ErrInvalidTransaction {
+		return // GORM goes on without one
+	}
+	if db.AddError(tx.Error) == nil {
+		stmt.ConnPool = tx.Statement.ConnPool
+		db.InstanceSet(startedByGORM, true)
+	}
+}
+
+const startedByGORM = "gorm:started_transaction"
 
 // What a create holds for the limit, from just before its INSERT to just after, so
 // that no hook of the application's runs meanwhile.
@@ -235,10 +261,10 @@ func (b *binding) beginLimited(db *gorm.DB) {
 	if len(owners) == 0 {
 		return
 	}
-	_, gorms := db.InstanceGet("gorm:started_transaction")
+	_, gorms := db.InstanceGet(startedByGORM)
 	around, _ := db.Get(outboxKey)
 	own, _ := around.(*outbox)
-	ours := own != nil && own.of == b // not another plugin's, whose hooks may have looked
+	ours := own != nil && own.of == b // not another plugin's, of any isolation
 	_, within := db.Statement.ConnPool.(gorm.TxCommitter)
 	callers := within && !gorms && !ours
 	if !within { // SkipDefaultTransaction
@@ -255,7 +281,7 @@ func (b *binding) beginLimited(db *gorm.DB) {
 	tx := db.Session(&gorm.Session{NewDB: true}).Set(readPrimary, struct{}{}).Set(outboxKey, box).Model(b.value())
 	unprepared(tx.Statement)
 	c := call{b, tx.Session(&gorm.Session{})}
-	if callers || b.schema.BeforeCreate || b.schema.BeforeSave {
+	if callers {
 		c = c.current() // the transaction may have looked before
 	}
 	evicted, err := c.tooMany(owners, now)

@@ -246,6 +246,40 @@ func (s suite) limit(t *testing.T) {
 		want(t, "active", n, 5)
 	})
 
+	// Whatever looks at the database before the session's INSERT, in its transaction.
+	t.Run("R20_OthersThatRead", func(t *testing.T) {
+		for _, by := range []string{"an association's hook", "a callback"} {
+			db, _, _, _ := s.open(t)
+			sessions := gormsessions.New[Packed](gormsessions.Config{MaxPerOwner: 5})
+			must(t, db.Use(&reader{by == "a callback"}))
+			must(t, db.AutoMigrate(&Luggage{}))
+			must(t, db.Use(sessions))
+			u := User{Name: "ada"}
+			must(t, db.Create(&u).Error)
+			var wg sync.WaitGroup
+			for i := range 60 {
+				wg.Go(func() {
+					var v Packed
+					v.OwnerID = u.ID
+					if by == "an association's hook" {
+						v.Luggage = &Luggage{}
+					}
+					create := func() error { return db.Create(&v).Error }
+					if i%2 == 0 {
+						create = func() error { return sessions.Create(t.Context(), &v) }
+					}
+					if err := create(); err != nil {
+						t.Errorf("create %d: %v", i, err)
+					}
+				})
+			}
+			wg.Wait()
+			n, err := sessions.Count(t.Context(), gormsessions.Active)
+			must(t, err)
+			want(t, "active, with "+by, n, 5)
+		}
+	})
+
 	t.Run("R20_InAnotherPluginsTransaction", func(t *testing.T) {
 		db, _, _, _ := s.open(t)
 		families := gormsessions.New[CuriousFamily](gormsessions.Config{})
@@ -385,6 +419,38 @@ type CuriousMember struct {
 
 func (c *CuriousFamily) BeforeCreate(tx *gorm.DB) error {
 	return tx.Model(&CuriousMember{}).Count(&c.Seen).Error
+}
+
+// Packed is stored after what it belongs to, which has a hook that looks at the
+// database.
+type Packed struct {
+	gormsessions.Session[User, uint]
+	LuggageID *uint
+	Luggage   *Luggage
+}
+
+type Luggage struct {
+	ID   uint
+	Seen int64
+}
+
+func (l *Luggage) BeforeCreate(tx *gorm.DB) error { return tx.Model(&User{}).Count(&l.Seen).Error }
+
+// reader is a plugin of the application's that may look at the database too.
+type reader struct{ reads bool }
+
+func (*reader) Name() string { return "reader" }
+
+func (r *reader) Initialize(db *gorm.DB) error {
+	if !r.reads {
+		return nil
+	}
+	return db.Callback().Create().After("gorm:begin_transaction").Before("gorm:before_create").Register("reader:read", func(db *gorm.DB) {
+		if db.Error == nil && db.Statement.Schema != nil && db.Statement.Schema.Name == "Packed" {
+			var n int64
+			_ = db.AddError(db.Session(&gorm.Session{NewDB: true}).Model(&User{}).Count(&n).Error)
+		}
+	})
 }
 
 // KindSession has owners of several kinds.
