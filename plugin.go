@@ -217,7 +217,9 @@ func registeredFor(db *gorm.DB, model reflect.Type) *binding {
 }
 
 // With returns the plugin inside the caller's transaction or session: all it
-// does then goes through tx, and conditions on tx limit it too. A tx that is nil,
+// does then goes through tx, and conditions on tx limit it too. A transaction at
+// REPEATABLE READ, MySQL's default, reads sessions as they were when it first looked,
+// also one that was revoked meanwhile: authenticate before it. A tx that is nil,
 // or of another *gorm.DB, makes every method return [ErrNotRegistered].
 func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] {
 	return &Plugin[T]{core: p.core, with: true, tx: tx}
