@@ -614,11 +614,19 @@ var faultCases = []faultCase{
 			if err == nil && gone == nil {
 				t.Error("Prune left what had ended, without an error")
 			}
-			if _, err := f.sessions.Prune(t.Context()); err != nil {
-				t.Errorf("Prune again: %v", err)
+			// A server may hold the locks of a connection that was cut for a moment more,
+			// and Prune leaves what is locked to the next run.
+			for range 5_000 {
+				if _, err := f.sessions.Prune(t.Context()); err != nil {
+					t.Errorf("Prune again: %v", err)
+					return
+				}
+				if _, gone = f.sessions.Get(t.Context(), gormsessions.WithID(list[0].ID)); gone != nil {
+					break
+				}
 			}
-			if _, err := f.sessions.Get(t.Context(), gormsessions.WithID(list[0].ID)); err != gormsessions.ErrNoSession || f.retired(t, list[0]) > 0 {
-				t.Errorf("Prune again left what had ended: %v", err)
+			if gone != gormsessions.ErrNoSession || f.retired(t, list[0]) > 0 {
+				t.Errorf("Prune again left what had ended: %v", gone)
 			}
 		}},
 }
