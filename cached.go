@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -368,26 +369,30 @@ func tagsOf(stmt *gorm.Statement, key *schema.Field, tag func(any) (CacheTag, bo
 var (
 	// byKey is a condition that is a column's name and a parameter.
 	byKey = regexp.MustCompile("^\\s*([\\w.`\"\\[\\]]+)\\s*=\\s*\\?\\s*$")
-	// either is what could join a condition to those beside it other than by AND,
-	// where GORM puts no parentheses.
+	// either is in text that could say OR.
 	either = regexp.MustCompile(`(?i)\bx?or\b|\|\|`)
 )
 
+// widens reports whether a condition could be joined to those beside it other than by
+// AND, for GORM puts no parentheses around it, or nothing is known of it.
+func widens(expr clause.Expression) bool {
+	switch e := expr.(type) {
+	case clause.Expr:
+		return either.MatchString(e.SQL)
+	case clause.NamedExpr:
+		return either.MatchString(e.SQL)
+	case clause.AndConditions:
+		return len(e.Exprs) == 1 && widens(e.Exprs[0])
+	case clause.NotConditions:
+		return slices.ContainsFunc(e.Exprs, widens)
+	}
+	return loose(expr)
+}
+
 // keysIn finds the keys that the conditions limit a statement to.
 func keysIn(stmt *gorm.Statement, exprs []clause.Expression, key *schema.Field) []any {
-	for _, expr := range exprs {
-		switch e := expr.(type) {
-		case clause.OrConditions:
-			return nil
-		case clause.Expr:
-			if either.MatchString(e.SQL) {
-				return nil
-			}
-		case clause.NamedExpr:
-			if either.MatchString(e.SQL) {
-				return nil
-			}
-		}
+	if slices.ContainsFunc(exprs, widens) {
+		return nil
 	}
 	for _, expr := range exprs {
 		var found []any

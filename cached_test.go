@@ -116,6 +116,14 @@ type halved uint
 
 func (h halved) Value() (driver.Value, error) { return int64(h / 2), nil }
 
+// orNamed is a condition that GORM knows nothing of.
+type orNamed string
+
+func (n orNamed) Build(b clause.Builder) {
+	_, _ = b.WriteString("1 = 0 OR name = ")
+	b.AddVar(b, string(n))
+}
+
 // kept is a database whose sessions are cached.
 type kept struct {
 	*testing.T
@@ -217,6 +225,16 @@ func TestCachedOddWrites(t *testing.T) {
 		},
 		"OR on a line": func(s *keptSession) error {
 			return users().Where("id = ?", 0).Where("name = ''\nOR\nname = ?", "ada").Update("name", "x").Error
+		},
+		"NOT, and OR on a line": func(s *keptSession) error {
+			return users().Where("id = ?", 0).Not("name = ''\nOR\nname = ?", "ada").Update("name", "x").Error
+		},
+		"AND of one, and OR on a line": func(s *keptSession) error {
+			one := clause.AndConditions{Exprs: []clause.Expression{clause.Expr{SQL: "name = ''\nOR\nname = ?", Vars: []any{"ada"}}}}
+			return users().Where("id = ?", 0).Where(one).Update("name", "x").Error
+		},
+		"an expression of the application's": func(s *keptSession) error {
+			return users().Where("id = ?", 0).Where(orNamed("ada")).Update("name", "x").Error
 		},
 		"another table's id": func(s *keptSession) error {
 			return users().Clauses(clause.From{Tables: []clause.Table{{Name: "others"}}}).
