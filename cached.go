@@ -54,7 +54,7 @@ func (c *columns) ownerKey() *schema.Field { return c.owner.References[0].Primar
 type entry[T any] struct {
 	block[T]
 	owned bool // it was looked up with its owner
-	flat  bool // its Data holds no lists and objects
+	flat  bool // copies of its Data share nothing
 	using atomic.Bool
 }
 

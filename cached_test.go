@@ -96,6 +96,16 @@ type keptSession struct {
 	Panics bool `gorm:"-"`
 }
 
+func (s *keptSession) AfterFind(tx *gorm.DB) error {
+	if found, ok := tx.Statement.Context.Value(foundKey{}).(func(*keptSession)); ok {
+		found(s)
+	}
+	return nil
+}
+
+// foundKey is what AfterFind does, in the context.
+type foundKey struct{}
+
 func (s *keptSession) AfterCreate(*gorm.DB) error {
 	if s.Panics {
 		panic("create")
@@ -414,6 +424,28 @@ func TestCachedOpaqueField(t *testing.T) {
 	got.Prefs.Data()["a"].([]any)[0] = "other"
 	got.Prefs.Data()["more"] = true
 	k.same("a copy written to", s)
+}
+
+// What a hook puts into Data need not be what encoding/json makes.
+func TestCachedDataOfAHook(t *testing.T) {
+	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+	s := k.sign()
+	ctx := context.WithValue(t.Context(), foundKey{}, func(s *keptSession) {
+		s.Data = datatypes.JSONMap{"list": []string{"a"}, "deep": []any{map[string]int{"a": 1}}, "pointer": &keptUser{Name: "ada"}, "n": 1}
+	})
+	hits := k.cache.Stats().Hits
+	for range 5 {
+		got, err := k.sessions.Authenticate(ctx, string(s.Token))
+		k.must(err)
+		list, deep, pointer := got.Data["list"].([]string), got.Data["deep"].([]any)[0].(map[string]int), got.Data["pointer"].(*keptUser)
+		if list[0] != "a" || deep["a"] != 1 || pointer.Name != "ada" || got.Data["n"] != 1 {
+			t.Fatalf("got %v", got.Data)
+		}
+		list[0], deep["a"], pointer.Name = "b", 2, "eve"
+	}
+	if k.cache.Stats().Hits < hits+2 {
+		t.Errorf("the cache took no part: %+v", k.cache.Stats())
+	}
 }
 
 // What another plugin adds to the statement may hang on the request.

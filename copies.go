@@ -2,6 +2,7 @@ package gormsessions
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"reflect"
 	"sync"
@@ -93,8 +94,8 @@ type slab[T any] struct {
 	used   int
 }
 
-// copyOf copies a session, with its owner or without. One that is flat has Data
-// without lists and objects.
+// copyOf copies a session, with its owner or without. One that is flat has Data of
+// nothing but texts, numbers and truth values.
 func copyOf[T any](c *copier, from *T, owned, flat bool) *T {
 	s, _ := c.slabs.Get().(*slab[T])
 	if s == nil {
@@ -188,16 +189,18 @@ func copyOwner(owner reflect.Value, keep bool) {
 func isFlat(data datatypes.JSONMap) bool {
 	for _, value := range data {
 		switch value.(type) {
-		case map[string]any, []any:
+		case nil, bool, string, json.Number, float64:
+		default:
 			return false
 		}
 	}
 	return true
 }
 
-// copyJSON copies what encoding/json makes of a value.
+// copyJSON copies what encoding/json makes of a value, or a hook has put there.
 func copyJSON(value any) any {
 	switch v := value.(type) {
+	case nil, bool, string, json.Number, float64:
 	case map[string]any:
 		made := make(map[string]any, len(v))
 		for key, value := range v {
@@ -210,6 +213,10 @@ func copyJSON(value any) any {
 			made[i] = copyJSON(value)
 		}
 		return made
+	default:
+		own := value
+		unshare(reflect.ValueOf(&own).Elem(), nil)
+		return own
 	}
 	return value
 }
