@@ -143,8 +143,9 @@ func (p *Plugin[T]) useBehind(ctx context.Context, e *entry[T]) {
 func (p *Plugin[T]) keep(b *binding, session *T, scopes []Scope, digests digests, read uint64) {
 	base := sessionIn(session)
 	// A session that was found by another hasher's digest is about to get this one.
-	// And what another plugin adds is as a scope of the caller's.
-	if b.plans.off.Load() || len(scopes) > 1 || len(scopes) == 1 && !isWithOwner(scopes[0]) || subtle.ConstantTimeCompare(base.TokenDigest, digests[0]) != 1 {
+	// What another plugin adds is as a scope of the caller's. And without all its
+	// callbacks the cache misses writes.
+	if b.plans.off.Load() || b.intact() != nil || len(scopes) > 1 || len(scopes) == 1 && !isWithOwner(scopes[0]) || subtle.ConstantTimeCompare(base.TokenDigest, digests[0]) != 1 {
 		return
 	}
 	tags := []CacheTag{SessionTag(base.ID)}

@@ -448,6 +448,27 @@ func TestCachedDataOfAHook(t *testing.T) {
 	}
 }
 
+// What the cache is told of by callbacks that are gone, it is not told of.
+func TestCachedWithoutCallbacks(t *testing.T) {
+	for _, removed := range []string{"cache_create", "cache_updated", "cache_deleted", "cache_raw", "cache_query", "cache_row"} {
+		k := startKept(t, gormsessions.Config{}, &gorm.Config{SkipDefaultTransaction: true})
+		s := k.sign()
+		_, err := k.sessions.Authenticate(t.Context(), string(s.Token)) // which notes its use
+		k.must(err)
+		all := k.db.Callback()
+		for _, processor := range []interface{ Remove(string) error }{all.Create(), all.Update(), all.Delete(), all.Raw(), all.Query(), all.Row()} {
+			k.must(processor.Remove(k.sessions.Name() + ":" + removed))
+		}
+		for range 3 {
+			_, err := k.sessions.Authenticate(t.Context(), string(s.Token))
+			k.must(err)
+		}
+		if stats := k.cache.Stats(); stats.Hits > 0 {
+			t.Errorf("without %s: %+v", removed, stats)
+		}
+	}
+}
+
 // What another plugin adds to the statement may hang on the request.
 func TestCachedTenants(t *testing.T) {
 	k := startKept(t, gormsessions.Config{}, &gorm.Config{})
