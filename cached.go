@@ -556,6 +556,10 @@ func (b *binding) changed(db *gorm.DB, tags ...CacheTag) {
 	// Rows that the statement returns: it is committed once they are closed.
 	rows, _ := db.Statement.Dest.(*sql.Rows)
 	if row, ok := db.Statement.Dest.(*sql.Row); ok {
+		if !rowsKnown {
+			b.caching.Pending(tags...) // for good: nothing tells when they are closed
+			return
+		}
 		rows = rowsOf(row)
 	}
 	if rows != nil {
@@ -565,10 +569,19 @@ func (b *binding) changed(db *gorm.DB, tags ...CacheTag) {
 	b.caching.Changed(tags...)
 }
 
+var rowsField, rowsKnown = fieldOf[sql.Row]("rows", func(t reflect.Type) bool { return t == reflect.TypeFor[*sql.Rows]() })
+
+// fieldOf is an unexported field of another package's struct, if it is of the kind that
+// is relied on.
+func fieldOf[T any](name string, is func(reflect.Type) bool) (reflect.StructField, bool) {
+	f, there := reflect.TypeFor[T]().FieldByName(name)
+	return f, there && is(f.Type)
+}
+
 // rowsOf are a row's own rows, which live until they are closed; the row itself may
 // be garbage before. Nil: the query has failed.
 func rowsOf(row *sql.Row) *sql.Rows {
-	return (*sql.Rows)(reflect.ValueOf(row).Elem().FieldByName("rows").UnsafePointer())
+	return (*sql.Rows)(reflect.ValueOf(row).Elem().FieldByIndex(rowsField.Index).UnsafePointer())
 }
 
 func call0(ended func()) { ended() }

@@ -320,6 +320,32 @@ func TestCachedRows(t *testing.T) {
 	}
 }
 
+func TestCachedRow(t *testing.T) {
+	if !*gormsessions.RowsKnown {
+		t.Error("the rows of a sql.Row are not found")
+	}
+	for _, known := range []bool{true, false} { // a new database/sql may have another name for them
+		k := startKept(t, gormsessions.Config{}, &gorm.Config{})
+		s := k.sign()
+		k.warm(s)
+		func() {
+			defer func(was bool) { *gormsessions.RowsKnown = was }(*gormsessions.RowsKnown)
+			*gormsessions.RowsKnown = known
+			var name string
+			k.must(k.db.Raw("UPDATE kept_users SET name = 'x' RETURNING name").Row().Scan(&name))
+		}()
+		for range 5 {
+			runtime.GC()
+			k.same("written by a row", s)
+		}
+		if known {
+			k.warm(s) // again, once they are closed
+		} else if hits := k.cache.Stats().Hits; hits > 1 {
+			t.Errorf("%d hits: nobody knows when its transaction has ended", hits)
+		}
+	}
+}
+
 // What a statement does not change stays served.
 func TestCachedStays(t *testing.T) {
 	k := startKept(t, gormsessions.Config{MaxPerOwner: 2}, &gorm.Config{})

@@ -161,11 +161,21 @@ func newChain(of processor) *chain {
 	c := &chain{of: of}
 	// GORM does not list them.
 	if v := reflect.ValueOf(of); v.Kind() == reflect.Pointer && v.Elem().Kind() == reflect.Struct {
-		if list := v.Elem().FieldByName("callbacks"); list.IsValid() && list.Kind() == reflect.Slice {
+		if list := v.Elem().FieldByName("callbacks"); list.IsValid() && isList(list.Type()) {
 			c.list = list
 		}
 	}
 	return c
+}
+
+// isList reports whether a type is that of GORM's list, as far as it is read here.
+func isList(t reflect.Type) bool {
+	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Pointer || t.Elem().Elem().Kind() != reflect.Struct {
+		return false
+	}
+	name, named := t.Elem().Elem().FieldByName("name")
+	replace, replaceable := t.Elem().Elem().FieldByName("replace")
+	return named && name.Type.Kind() == reflect.String && replaceable && replace.Type.Kind() == reflect.Bool
 }
 
 func (c *chain) judge() judgement {
@@ -198,11 +208,8 @@ var known = []string{
 // plugin's, each registered once; and whether dbresolver's is not among them.
 func onlyKnown(list reflect.Value) (alone, bare bool) {
 	one := list.Type().Elem().Elem()
-	name, named := one.FieldByName("name")
-	replace, replaceable := one.FieldByName("replace")
-	if !named || !replaceable {
-		return false, false
-	}
+	name, _ := one.FieldByName("name")
+	replace, _ := one.FieldByName("replace")
 	const resolver = "gorm:db_resolver"
 	seen := map[string]bool{}
 	for i := range list.Len() {

@@ -49,3 +49,49 @@ func TestAlone(t *testing.T) {
 		alone(s.what, s.queries, s.creates)
 	}
 }
+
+type (
+	noList    struct{}
+	noSlice   struct{ callbacks int }
+	noPointer struct{ callbacks []struct{ name string } }
+	noStruct  struct{ callbacks []*int }
+	noNames   struct{ callbacks []*struct{ replace bool } }
+	noTexts   struct {
+		callbacks []*struct {
+			name    []byte
+			replace bool
+		}
+	}
+	noTruth struct {
+		callbacks []*struct {
+			name    string
+			replace int
+		}
+	}
+)
+
+func (*noList) Remove(string) error    { return nil }
+func (*noSlice) Remove(string) error   { return nil }
+func (*noPointer) Remove(string) error { return nil }
+func (*noStruct) Remove(string) error  { return nil }
+func (*noNames) Remove(string) error   { return nil }
+func (*noTexts) Remove(string) error   { return nil }
+func (*noTruth) Remove(string) error   { return nil }
+
+func TestAloneAmongUnknown(t *testing.T) {
+	for _, of := range []interface{ Remove(string) error }{
+		&noList{}, &noSlice{1}, &noPointer{[]struct{ name string }{{"x"}}}, &noStruct{[]*int{new(int)}}, &noNames{[]*struct{ replace bool }{{}}},
+		&noTexts{[]*struct {
+			name    []byte
+			replace bool
+		}{{}}},
+		&noTruth{[]*struct {
+			name    string
+			replace int
+		}{{}}},
+	} {
+		if gormsessions.AloneAmong(of) {
+			t.Errorf("%T: alone", of)
+		}
+	}
+}

@@ -263,7 +263,7 @@ func usual(s *gorm.Statement) bool {
 		len(s.Selects) == 0 && len(s.Omits) == 0 && len(s.Joins) == 0 && len(s.ColumnMapping) == 0
 }
 
-var scopesOf, scopesKnown = reflect.TypeFor[gorm.Statement]().FieldByName("scopes")
+var scopesOf, scopesKnown = fieldOf[gorm.Statement]("scopes", func(t reflect.Type) bool { return t.Kind() == reflect.Slice })
 
 func scoped(s *gorm.Statement) bool {
 	return !scopesKnown || reflect.ValueOf(s).Elem().FieldByIndex(scopesOf.Index).Len() > 0

@@ -22,3 +22,9 @@ func Alone[T any](p *Plugin[T]) (queries, creates bool) {
 	b := p.core.bound.Load()
 	return b.queries.judge().bare, b.creates.judge().bare
 }
+
+// AloneAmong reports that of a list of callbacks of another kind.
+func AloneAmong(of interface{ Remove(string) error }) bool { return newChain(of).judge().alone }
+
+// RowsKnown is whether a sql.Row's rows are found.
+var RowsKnown = &rowsKnown
