@@ -200,11 +200,11 @@ func (b *binding) ownerTag(key any) (CacheTag, bool) {
 	case kind.Kind() == reflect.String && v.Kind() == reflect.String:
 		text := v.String()
 		for i := range len(text) {
-			if text[i] >= 0x80 {
+			if text[i] < ' ' || text[i] > '~' {
 				return "", false
 			}
 		}
-		// Collations ignore case, and spaces at the end.
+		// Collations ignore case, spaces at the end, and control characters.
 		text = strings.ToLower(strings.TrimRight(text, " "))
 		if id, err := uuid.Parse(text); err == nil {
 			text = id.String()

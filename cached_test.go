@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gormsessions/gormsessions"
+	"github.com/gormsessions/gormsessions/internal/conformance"
 	"github.com/gormsessions/gormsessions/sessioncache"
 	"gorm.io/datatypes"
 	"gorm.io/driver/sqlite"
@@ -450,6 +451,55 @@ func TestCachedOpaqueField(t *testing.T) {
 	got.Prefs.Data()["a"].([]any)[0] = "other"
 	got.Prefs.Data()["more"] = true
 	k.same("a copy written to", s)
+}
+
+type namedUser struct {
+	ID   string `gorm:"primaryKey;size:20"`
+	Name string
+}
+
+type namedSession struct {
+	gormsessions.Session[namedUser, string]
+}
+
+// Keys that are not spelled alike may be the same to a collation.
+func TestCachedCollation(t *testing.T) {
+	d := conformance.MariaDB()
+	db := d.Open(t, d.Dialect(t), &gorm.Config{Logger: logger.Discard})
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(db.Exec("ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci").Error)
+	must(db.AutoMigrate(&namedUser{}))
+	cache, err := sessioncache.New(sessioncache.Config{TTL: gormsessions.Never})
+	must(err)
+	t.Cleanup(func() { must(cache.Close()) })
+	sessions := gormsessions.New[namedSession](gormsessions.Config{Cache: cache})
+	must(db.Use(sessions))
+	must(db.Create(&namedUser{ID: "ab"}).Error)
+	s := &namedSession{}
+	s.OwnerID = "ab"
+	must(sessions.Create(t.Context(), s))
+	for _, spelling := range []string{"AB", "ab ", "äb", "a\x01b", "ab\x1f", "a\x7fb"} {
+		for range 3 {
+			_, err := sessions.Authenticate(t.Context(), string(s.Token), gormsessions.WithOwner)
+			must(err)
+		}
+		if rows := db.Model(&namedUser{}).Where("id = ?", spelling).Update("name", "as "+spelling).RowsAffected; rows != 1 {
+			t.Fatalf("%q changed %d rows", spelling, rows)
+		}
+		got, err := sessions.Authenticate(t.Context(), string(s.Token), gormsessions.WithOwner)
+		must(err)
+		if got.Owner.Name != "as "+spelling {
+			t.Errorf("%q: the owner is %q still", spelling, got.Owner.Name)
+		}
+	}
+	if cache.Stats().Hits == 0 {
+		t.Errorf("the cache took no part: %+v", cache.Stats())
+	}
 }
 
 // What a hook puts into Data need not be what encoding/json makes.
