@@ -103,7 +103,9 @@ type Config struct {
 	Retention time.Duration
 
 	// Cache keeps what Authenticate and Lookup find, so that a session that was
-	// found before costs no query: see package sessioncache. Default: none.
+	// found before costs no query: see package sessioncache. Such a session passes
+	// no callbacks of queries and no AfterFind: leave the cache out where one of
+	// them refuses by the context. Default: none.
 	Cache Cache
 
 	// OnEvent is told of what happens to sessions, after it is committed, in the

@@ -10,7 +10,8 @@
 //
 //   - On the same node: nothing. Once the call that changed it has returned, what
 //     was there before is not returned any more, and a query that began earlier
-//     cannot bring it back.
+//     cannot bring it back. (A view, a function, a trigger or a cascade from a third
+//     table writes what no statement names: that is as another process's.)
 //   - Between nodes on PostgreSQL, with package sessioncache/pgnotify: nothing that
 //     is older than the way of a notification, some milliseconds, whoever changed
 //     it: another node or psql. A node that does not hear PostgreSQL stops serving
@@ -65,8 +66,9 @@ type Config struct {
 	// TTL is how long an entry is served, counted from before its query began:
 	// the limit of what can be stale where another process writes to the tables
 	// and no Bus tells. Default: 5 seconds; with a [DatabaseBus], which hears
-	// every change, 1 hour. gormsessions.Never, where only this process ever
-	// writes, or with a DatabaseBus: entries stay until they change.
+	// every change, 1 hour. gormsessions.Never, with a DatabaseBus, or where only
+	// this process ever writes, and no view, function, trigger or cascade from a
+	// third table does: entries stay until they are known to have changed.
 	TTL time.Duration
 
 	// Bus tells the nodes of each other's changes. Each cache has one of its own.
