@@ -711,7 +711,7 @@ const maxKeys = 1000 // databases limit the parameters of a statement
 // is found by an index.
 func keysOf(stmt *gorm.Statement, key *schema.Field) []any {
 	where, _ := stmt.Clauses["WHERE"].Expression.(clause.Where)
-	if slices.ContainsFunc(where.Exprs, alternative) {
+	if slices.ContainsFunc(where.Exprs, widens) {
 		return nil
 	}
 	is := func(column any) bool {

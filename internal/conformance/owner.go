@@ -232,6 +232,17 @@ func (s suite) owner(t *testing.T) {
 		must(t, err)
 		want(t, "after the deletion", n, 3)
 		retired("after the deletion", 3)
+		odd := User{Name: "odd"} // deleted by text that GORM sees no OR in, beside another key
+		must(t, db.Create(&odd).Error)
+		v := UserSession{}
+		v.OwnerID = odd.ID
+		must(t, db.Create(&v).Error)
+		must(t, sessions.Rotate(t.Context(), &v))
+		must(t, db.Unscoped().Where("name = ?\nOR\nname = ''", "odd").Delete(&User{ID: odd.ID + 1000}).Error)
+		n, err = sessions.Count(t.Context())
+		must(t, err)
+		want(t, "after a deletion by odd text", n, 3)
+		retired("after a deletion by odd text", 3)
 		must(t, db.Delete(&last).Error)
 		retired("after a session's deletion", 2)
 		// Conditions beside the key that widen what is deleted.
