@@ -25,6 +25,9 @@
 //
 // Expiry needs none of that: it is compared with the clock on each use.
 //
+// Sessions of owners whose key is a text with more than printable ASCII in it are not
+// kept: a collation may take such a key for another spelling.
+//
 // An entry takes about 155 bytes beside the session itself (and its owner, where
 // that is kept with it), and a cache 0.5 to 8 MB of its own, by [Config.MaxEntries].
 package sessioncache
