@@ -86,7 +86,7 @@ func (s *store) rawList(ctx context.Context) (contestant, error) {
 			return nil, err
 		}
 		defer func() { _ = rows.Close() }()
-		var list []UserSession
+		list := make([]UserSession, 0, 8) // as the plugin's
 		for rows.Next() {
 			list = append(list, UserSession{})
 			if err := rows.Scan(fields(&list[len(list)-1])...); err != nil {
