@@ -5,7 +5,7 @@ import (
 	"crypto"
 	"crypto/hmac"
 	_ "crypto/sha1" // linked: Hash(crypto.SHA1) is for imports
-	_ "crypto/sha256"
+	"crypto/sha256"
 	_ "crypto/sha3"
 	_ "crypto/sha512"
 	"errors"
@@ -32,7 +32,11 @@ const (
 // MD5SHA1 may be used; the program imports the packages of those outside the
 // standard library (BLAKE2b, BLAKE2s, RIPEMD-160). One that is broken or not
 // linked is an error when the plugin is registered.
-func Hash(h crypto.Hash) Hasher { return newHasher(h, h.New, nil) }
+func Hash(h crypto.Hash) Hasher {
+	hs := newHasher(h, h.New, nil)
+	hs.sha256 = h == crypto.SHA256
+	return hs
+}
 
 // HMAC is HMAC with the hash h and a secret pepper of at least 32 bytes, kept
 // outside the database and the same on every node. A shorter one is an error
@@ -64,6 +68,7 @@ func Plaintext() Hasher { return &hasher{} }
 // dumps a Config can reach it.
 type hasher struct {
 	states *sync.Pool // of *hashState; nil: the token itself
+	sha256 bool       // that of the token alone: the default, which needs no state
 	err    error
 }
 
@@ -88,6 +93,11 @@ func (h *hasher) append(dst []byte, token string) []byte {
 	}
 	if h.states == nil {
 		return append(dst, token...)
+	}
+	if h.sha256 && len(token) <= maxToken {
+		var text [maxToken]byte
+		sum := sha256.Sum256(text[:copy(text[:], token)])
+		return append(dst, sum[:]...)
 	}
 	s := h.states.Get().(*hashState)
 	if s.begin != nil {
