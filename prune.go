@@ -22,7 +22,7 @@ const (
 	maxBatch   = 1000
 	// The size of the batches is such that one takes about this long, far less
 	// than the tenth of a second that nobody should have to wait for.
-	batchTime = 2 * time.Millisecond
+	batchTime = 1 * time.Millisecond
 	// Between two batches the others have their turn, for as long as the batch
 	// took and at least for this.
 	minPause = 5 * time.Millisecond
@@ -180,7 +180,7 @@ func (p *pruner) prune(ended *schema.Field) error {
 				p.size = min(maxBatch, p.size*2)
 			}
 		}
-		if err := pause(p.db.Statement.Context, max(minPause, took)); err != nil {
+		if err := pause(p.db.Statement.Context, max(minPause, 2*took)); err != nil {
 			return err
 		}
 	}
