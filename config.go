@@ -35,14 +35,16 @@ const (
 )
 
 // Config is how a kind of session behaves. Its zero value is a good default.
-// Negative and contradictory values are errors when the plugin is registered.
+// Negative and contradictory values, and durations of less than a microsecond, are
+// errors when the plugin is registered.
 type Config struct {
-	// IdleTimeout is the sliding life of a session: each use pushes its expiry
-	// so far. Default: 7 days. Never: it does not expire by idleness.
+	// IdleTimeout is the sliding life of a session: each use moves its expiry to
+	// so long from now. Default: 7 days. Never: it does not expire by idleness.
 	IdleTimeout time.Duration
 
-	// AbsoluteTimeout is the life counted from creation, however much the
-	// session is used. Default (0, Never): none.
+	// AbsoluteTimeout is the life counted from creation, however much the session
+	// is used. An IdleTimeout that is set and longer is an error. Default (0,
+	// Never): none.
 	AbsoluteTimeout time.Duration
 
 	// TouchInterval is how often, at most, a session that is used is written:
@@ -51,20 +53,21 @@ type Config struct {
 	// write, so that only Extend extends.
 	TouchInterval time.Duration
 
-	// TokenBytes is how many random bytes a token carries. Default: 32.
-	// Fewer than 16 is an error. Tokens made before it was changed are found
-	// only with AcceptForeign.
+	// TokenBytes is how many random bytes a token carries. Tokens made before it
+	// was changed are found only with AcceptForeign. Default: 32. Fewer than 16 is
+	// an error, and so many that tokens are longer than 256 bytes.
 	TokenBytes int
 
 	// Prefix makes tokens read Prefix_…, so that secret scanners and support
-	// can tell them: up to 32 letters, digits and underscores. Default: none.
-	// Tokens made before it was changed are found only with AcceptForeign.
+	// can tell them: up to 32 letters, digits and underscores. Tokens made before
+	// it was changed are found only with AcceptForeign. Default: none.
 	Prefix string
 
-	// Hashers make the digests that are stored in place of tokens: the first
-	// those of new sessions; a session found by one of the others stays valid,
-	// and Authenticate gives it the first one's digest (unless TouchInterval is
-	// Never). All are asked for in one query. Default: Hash(crypto.SHA256).
+	// Hashers make the digests that are stored in place of tokens. The first
+	// makes those of new sessions. A session found by one of the others stays
+	// valid, and Authenticate gives it the first one's digest (unless
+	// TouchInterval is Never). One query looks for the digests of all. Default:
+	// Hash(crypto.SHA256).
 	Hashers []Hasher
 
 	// AcceptForeign also looks up tokens that are not of this plugin's format:
@@ -73,29 +76,28 @@ type Config struct {
 	AcceptForeign bool
 
 	// MaxPerOwner is how many active sessions an owner has at most, whichever way
-	// they are created, and also when many are at once: creates for one owner wait
-	// for each other. What OnLimit says happens to one more. The model needs an
-	// owner: [Session], or (not on MySQL) an OwnerID beside [Base], whose zero value
-	// is nobody and has no limit. A session that is extended in the moment it expires
-	// may be one more. Default (0): no limit.
+	// they are created, and also when many are created at once: creates for one
+	// owner wait for each other. OnLimit says what becomes of one more. The model
+	// needs an owner: [Session], or (not on MySQL) an OwnerID beside [Base], whose
+	// zero value is nobody and has no limit. A session that is extended at the very
+	// moment it expires may be one too many. Default (0): no limit.
 	//
 	// A transaction that the create begins, GORM's own too, is at READ COMMITTED.
-	// Inside a transaction of yours MySQL locks what it counts, unless at READ
-	// COMMITTED; two transactions that create for several owners in different
-	// orders, as batches of CreateInBatches may, lock each other out. The database
-	// then ends one of them for a deadlock, to be tried again. On PostgreSQL a
-	// create at REPEATABLE READ is an error: it does not see what others have
-	// added.
+	// Inside a transaction of yours at another level, MySQL locks all that it
+	// counts, and PostgreSQL refuses a create at REPEATABLE READ, which does not
+	// see what others have added. Two transactions that create for several owners
+	// in different orders, as batches of CreateInBatches may, can wait for each
+	// other: the database then ends one with a deadlock error, to be tried again.
 	MaxPerOwner int
 
 	// OnLimit says what becomes of a session above MaxPerOwner. Default:
-	// EvictOldest.
+	// EvictOldest. Reject without a MaxPerOwner is an error.
 	OnLimit LimitPolicy
 
 	// RotationGrace is how long a token still works after Rotate has replaced it,
 	// for the requests that a client had under way. Afterwards its use is taken
-	// for theft, and ends the session. Default: 30 seconds. time.Microsecond is as
-	// good as none; Never is an error.
+	// for theft, and ends the session. Default: 30 seconds. time.Microsecond:
+	// practically none. Never is an error.
 	RotationGrace time.Duration
 
 	// Retention is how long an ended session is kept before Prune deletes it.
@@ -108,18 +110,20 @@ type Config struct {
 	// them refuses by the context. Default: none.
 	Cache Cache
 
-	// OnEvent is told of what happens to sessions, after it is committed, in the
-	// goroutine of the call, which waits for it; it holds no lock or connection
-	// meanwhile, and a panic in it is logged by GORM's logger and goes no further.
+	// OnEvent is told of what happens to sessions after it is committed. It runs in
+	// the goroutine of the call, which waits for it and holds no lock or connection
+	// meanwhile; it may run in several at once. A panic in it is logged by GORM's
+	// logger and goes no further. [LogEvents] is one. Default: none.
+	//
 	// Inside a transaction of the caller's, or that of a CreateInBatches, it is told
-	// at once, though that may yet be rolled back: GORM does not tell when it commits.
-	// What is written to [Event.DB] there shares its fate. [LogEvents] is one. Default: none.
+	// at once, though that may yet be rolled back: GORM does not tell when it
+	// commits. What is written to [Event.DB] there shares its fate.
 	OnEvent func(context.Context, Event)
 
 	// SkipMigrate leaves the sessions' table, and that of the replaced tokens, to
-	// the application's own migrations. Without the second one a token without an
-	// active session is an error of the database, not ErrNoSession. Default: false,
-	// registering the plugin migrates both.
+	// the application's own migrations. Do not forget the second: while it is
+	// missing, a token without an active session gives an error of the database in
+	// place of ErrNoSession. Default: false, registering the plugin migrates both.
 	SkipMigrate bool
 }
 

@@ -87,9 +87,10 @@ func ForOwner(owner any) Scope {
 	}
 }
 
-// WithToken limits to the session of a token, in whatever state. A malformed
-// token matches nothing and is no error; neither is one that Rotate has replaced,
-// also within its grace: [Plugin.Authenticate] knows its session.
+// WithToken limits to the session of a token, in whatever state. A malformed token
+// matches nothing and is no error. So does one that Rotate has replaced, even
+// within its grace: only [Plugin.Authenticate] and Lookup find its session. It needs
+// the plugin, and is [ErrNotRegistered] without it.
 func WithToken(token string) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
@@ -105,7 +106,8 @@ func WithToken(token string) Scope {
 	}
 }
 
-// WithID limits to one session.
+// WithID limits to the session of that ID; the nil UUID matches none. Where the ID
+// comes from a request, put [ForUser] beside it.
 func WithID(id uuid.UUID) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
@@ -115,9 +117,8 @@ func WithID(id uuid.UUID) Scope {
 }
 
 // Except leaves out one session, given by its pointer: "sign out everywhere
-// else". A session that is
-// nil, was not saved, or is of another model is an error: leaving out none would
-// end them all.
+// else". A session that is nil or was not saved is [ErrInvalidValue], one of another
+// model [ErrNotModel]: to leave out none would end them all.
 func Except(session Model) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
@@ -136,11 +137,12 @@ func Except(session Model) Scope {
 	}
 }
 
-// UnusedSince limits to the sessions that were neither created nor used since t, to
-// within Config.TouchInterval: the devices that somebody has forgotten, or the
-// sessions that still have the digest of an earlier hasher. (Extend is a use too, but
-// does not know the token: of a session that Authenticate did not return it leaves
-// the digest.)
+// UnusedSince limits to the sessions that were neither created nor used since t, as
+// far as LastUsedAt tells: the last use may be later by up to Config.TouchInterval.
+// They are the devices that somebody has forgotten; or, with t the time at which all
+// nodes had a new first hasher, the sessions that still have another one's digest.
+// (For that, call [Plugin.Extend] only with what Authenticate has returned: it counts
+// as a use, but does not know the token, and so leaves the digest.)
 func UnusedSince(t time.Time) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {
