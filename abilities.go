@@ -24,11 +24,13 @@ import (
 // An ability is one or more words joined by colons, "posts:write"; words are of
 // lower-case letters, digits, dots, dashes and underscores. "posts:*" grants all
 // that begin with "posts:", and "*" grants everything. An empty list, the
-// default, grants nothing. A malformed ability is [ErrInvalidValue] when it is
-// stored, by an update too, which takes any list of strings, or its JSON.
+// default, grants nothing. To store a malformed one, or one of more than 255 bytes, is
+// [ErrInvalidValue], in an update too. (An update takes any list of strings, or its
+// JSON.)
 type Abilities []string
 
-// Can reports whether ability is granted, by its name or by a wildcard.
+// Can reports whether ability is granted, by its name or by a wildcard. A malformed
+// one never is.
 func (a Abilities) Can(ability string) bool {
 	return wellFormed(ability) && slices.ContainsFunc(grants(ability), func(g string) bool { return slices.Contains(a, g) })
 }
@@ -66,8 +68,8 @@ const maxAbility = 255 // bytes
 var abilitiesType = reflect.TypeFor[Abilities]()
 
 // WithAbility limits to the sessions that may do something: what [Abilities.Can]
-// says, in SQL. A malformed ability is [ErrInvalidValue], a model that does not have
-// one field of Abilities [ErrNotModel].
+// says, in SQL. A malformed ability is [ErrInvalidValue]; a model without a field of
+// type Abilities, or with several, is [ErrNotModel].
 func WithAbility(ability string) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		return limit(db, func(c *columns) (clause.Expression, error) {

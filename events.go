@@ -22,9 +22,9 @@ const (
 	EventExtended EventKind = "extended" // a use was written, or Extend or SetExpiry was called
 	EventRotated  EventKind = "rotated"  // Reason is "reauthenticated" where it was by Reauthenticate
 	EventRevoked  EventKind = "revoked"  // Reason is Revoke's, "limit", or "reuse", after which comes EventReused
-	EventRejected EventKind = "rejected" // one more was refused with ErrTooManySessions
-	EventReused   EventKind = "reused"   // a token that was rotated away came back: the session is revoked
-	EventPruned   EventKind = "pruned"   // Count of them; at most one event a second
+	EventRejected EventKind = "rejected" // Count new ones were refused with ErrTooManySessions; Reason is "limit"
+	EventReused   EventKind = "reused"   // a token that was rotated away came back: the session is revoked; Reason is "reuse"
+	EventPruned   EventKind = "pruned"   // Count were deleted; at most one event a second
 )
 
 // The reasons that the plugin itself gives for a revocation.
@@ -39,18 +39,18 @@ type Event struct {
 	Kind      EventKind
 	SessionID uuid.UUID // the nil UUID for EventRejected and EventPruned
 	Owner     any       // the owner's key, of the key's own type; nil where there is none
-	Reason    string
+	Reason    string    // see the kinds; for the others empty
 	Time      time.Time // by gorm.Config.NowFunc, in UTC
-	Count     int64     // 1, or how many sessions were pruned
+	Count     int64     // 1, or how many sessions were pruned or refused
 
 	of *binding // whose OnEvent is told
 	db *gorm.DB
 }
 
-// DB is where to write what belongs to the event, as an audit row does: the *gorm.DB
-// that the plugin is registered on, or inside a transaction that is not the plugin's
-// own, that transaction; so the row is there if the fact is. Its context outlives
-// the call's.
+// DB is where to write what belongs to the event, such as an audit row, so that the
+// row is there if the fact is: the *gorm.DB that the plugin is registered on; or,
+// inside a transaction that is not the plugin's own, that transaction. It does not end
+// with the context of the call.
 func (e Event) DB() *gorm.DB { return e.db }
 
 // LogValue implements [slog.LogValuer].

@@ -30,15 +30,15 @@ type ExtraField struct {
 type Fields map[string]any
 
 // Where limits to sessions whose fields have the given values. The names are Go
-// or column names of the model's columns; values must fit the field's type
-// (numbers losslessly, text for types that parse it); nil matches NULL, and a
-// slice any of its values. Token digests and JSON columns cannot be asked for
-// (for JSON there is datatypes.JSONQuery). Text compares as the column's collation
-// says: MySQL's default takes Bob and bob for the same.
+// or column names of the model's columns. A value must fit the field's type: a number
+// must convert without loss, and text stands for types that parse it. nil matches
+// NULL, and a slice any of its values. Several fields must all match; no fields at all
+// match every session. Token digests and JSON columns cannot be asked for (for JSON
+// there is datatypes.JSONQuery). Text compares as the column's collation says: MySQL's
+// default takes Bob and bob for the same.
 //
-// So it is safe to fill from a request: an unknown name is [ErrUnknownField],
-// a value of another type [ErrInvalidValue], and neither ever becomes SQL. No
-// fields at all match every session.
+// It is safe to fill from a request: an unknown name is [ErrUnknownField], a value of
+// another type [ErrInvalidValue], and neither ever becomes SQL.
 func Where(fields Fields) Scope {
 	return func(db *gorm.DB) *gorm.DB {
 		if len(fields) == 0 {

@@ -19,13 +19,17 @@ import (
 // lockWait is how long a node waits for another that migrates.
 const lockWait = time.Minute
 
-// Migrate creates what the model needs and the database lacks: the sessions'
-// table, its columns, indexes, checks and foreign keys; beside it the table of
-// the tokens that Rotate replaced, of the same name with _retired_tokens; the owner's table where
-// there is none (an existing one is never altered); on PostgreSQL the schema that
-// a TableName names. It changes no column that is there; for another type or size
-// write a migration. Registering the plugin has done all this already, unless
-// Config.SkipMigrate is set.
+// Migrate creates what the model needs and the database lacks:
+//
+//   - the sessions' table, its columns, indexes, checks and foreign keys;
+//   - the table of the tokens that Rotate replaced, of the same name with
+//     _retired_tokens;
+//   - the owner's table, where there is none (an existing one is never altered);
+//   - on PostgreSQL the schema that a TableName names;
+//   - what Config.Cache needs.
+//
+// It changes no column that is there: for another type or size write a migration.
+// Registering the plugin has done all this already, unless Config.SkipMigrate is set.
 //
 // Many nodes may start at once: one migrates, the others wait for it (by an
 // advisory lock on PostgreSQL, GET_LOCK on MySQL, BEGIN IMMEDIATE on SQLite, the

@@ -24,8 +24,9 @@ import (
 // a K that does not fit is an error when the plugin is registered.
 //
 // Set Owner (saved before) or OwnerID to create a session; one without an
-// owner is refused with [ErrZeroOwner]. The foreign key deletes the sessions of
-// a deleted owner. An owner's own side of the association is written
+// owner is refused with [ErrZeroOwner]. A session that was found has its Owner only
+// with [WithOwner] or GORM's Preload, and nil otherwise. The foreign key deletes the
+// sessions of a deleted owner. The owner's own side of the association is written
 //
 //	Sessions []UserSession `gorm:"foreignKey:OwnerID"`
 type Session[O any, K comparable] struct {
@@ -50,15 +51,15 @@ type Base struct {
 	ID uuid.UUID `gorm:"primaryKey;<-:create;not null"`
 
 	// Token is the secret, on a value that was just created or rotated, and
-	// nowhere else: string(s.Token) is the only copy. It has no column. Leave it empty on
-	// create.
+	// nowhere else: string(s.Token) is the only copy. It has no column. Leave it
+	// empty on create.
 	Token Token `gorm:"-"`
 
-	// TokenDigest is what the database keeps of the token; on a value that was
-	// found by a token which Rotate has replaced, that one's.
+	// TokenDigest is what the database keeps of the token. On a value that was found
+	// by a token which Rotate has replaced, it is that token's digest.
 	TokenDigest Digest `gorm:"<-:create;not null;size:64;uniqueIndex"`
 
-	// Data is the application's own; nil is stored as {}. Numbers come back as
+	// Data is the application's own, a JSON object; nil is stored as {}. Numbers come back as
 	// json.Number. (encoding/xml knows no maps, and leaves it out.)
 	Data datatypes.JSONMap `gorm:"not null" xml:"-"`
 
@@ -66,14 +67,14 @@ type Base struct {
 	// expired. Nil: it never expires.
 	ExpiresAt *time.Time `gorm:"<-:create;precision:6;index"`
 
-	// IdleTimeout is how far each use pushes ExpiresAt; 0: it is fixed. On
-	// create, when this and ExpiresAt are both unset, the Config's is taken;
-	// ExpiresAt alone stays fixed. Never: no expiry by idleness. Stored in
+	// IdleTimeout is how far from now each use moves ExpiresAt. 0: ExpiresAt is
+	// fixed. Never: no expiry by idleness. On create, when this and ExpiresAt are
+	// both unset, the Config's is taken; ExpiresAt alone stays fixed. Stored in
 	// nanoseconds.
 	IdleTimeout time.Duration `gorm:"<-:create;not null"`
 
-	// Deadline is the absolute timeout: ExpiresAt is never later. Nil: none.
-	// On create, nil means the Config's AbsoluteTimeout from then on.
+	// Deadline is the absolute timeout: ExpiresAt is never later. Nil: none. On
+	// create, nil is replaced by the Config's AbsoluteTimeout from now, if it has one.
 	Deadline *time.Time `gorm:"<-:create;precision:6"`
 
 	// LastUsedAt is when the session was last used; the last use may be later
@@ -84,7 +85,8 @@ type Base struct {
 	// the creation; Reauthenticate makes it now.
 	AuthenticatedAt time.Time `gorm:"<-:create;not null;precision:6"`
 
-	// RevokedAt is when the session was ended on purpose, RevokedReason why.
+	// RevokedAt is when the session was ended on purpose, and RevokedReason why:
+	// what Revoke was told, or "limit" or "reuse". Nil: it was not.
 	RevokedAt     *time.Time `gorm:"<-:create;precision:6;index"`
 	RevokedReason string     `gorm:"<-:create;not null;size:255"`
 
@@ -112,8 +114,8 @@ func (b *Base) IsExpired() bool { return b.expiredAt(time.Now()) }
 // IsRevoked reports whether the session was ended on purpose.
 func (b *Base) IsRevoked() bool { return b.RevokedAt != nil }
 
-// IsFresh reports whether the person proved who they are within the last d:
-// what to ask before a dangerous action.
+// IsFresh reports whether the person proved who they are within the last d, by the
+// machine's clock: what to ask before a dangerous action.
 func (b *Base) IsFresh(d time.Duration) bool { return time.Since(b.AuthenticatedAt) <= d }
 
 func (b *Base) activeAt(now time.Time) bool { return b.RevokedAt == nil && !b.expiredAt(now) }
@@ -247,11 +249,10 @@ var (
 	// ErrNoSession. From Authenticate and Lookup.
 	ErrReused error = endedFor("gormsessions: a token that was rotated away came back: its session is revoked")
 
-	// ErrRotated: another call has rotated the session since this value was
-	// loaded (its answer carries the new token), or given it another hasher's
-	// digest (the token stays). It matches ErrNoSession, but the
-	// client is signed in: leave its cookie as it is. From Rotate and
-	// Reauthenticate.
+	// ErrRotated: since this value was loaded, another call has rotated the session
+	// (that call's answer carries the new token) or given it another hasher's digest
+	// (the token stays). It matches ErrNoSession, but the client is signed in: leave
+	// its cookie as it is. From Rotate and Reauthenticate.
 	ErrRotated error = endedFor("gormsessions: another call has rotated the session: its answer carries the new token")
 
 	// ErrTooManySessions: the owner has MaxPerOwner active sessions already (with
@@ -268,17 +269,17 @@ var (
 	ErrZeroOwner = errors.New("gormsessions: the owner is nil, not saved yet, or has a zero key")
 
 	// ErrWrongOwner: the owner is of another model, or the key of another type,
-	// than the session's; with MaxPerOwner on MySQL, the owner is not stored. From
+	// than the session's; or, with MaxPerOwner on MySQL, there is no such owner. From
 	// creates, ForUser and ForOwner.
 	ErrWrongOwner = errors.New("gormsessions: the owner does not fit the session's model")
 
 	// ErrUnknownField: Where was given a name that is no column of the model.
 	ErrUnknownField = errors.New("gormsessions: unknown field")
 
-	// ErrInvalidValue: a value does not fit its column, or the databases could
-	// not store it exactly; a session is nil or was not saved; a scope uses what
-	// the call does not allow (Select, Omit, Joins, a limit, an Or of its own).
-	// The text says which. From all that take one.
+	// ErrInvalidValue: a value does not fit its column, or a database could not
+	// store it exactly; a session is nil or was not saved; a scope uses what the
+	// call does not allow (Select, Omit, Joins, a limit, an Or of its own). The text
+	// says which. From all that take a value, a session or a scope.
 	ErrInvalidValue = errors.New("gormsessions: invalid value")
 
 	// ErrNotModel: a scope was used on a statement whose model embeds neither

@@ -46,11 +46,13 @@ import (
 	"gorm.io/gorm/schema"
 )
 
-// Plugin manages the sessions of one model T. Register it with db.Use; until
-// then every method returns [ErrNotRegistered]. It is safe for concurrent use.
+// Plugin manages the sessions of one model T. Make it with [New] and register it
+// with db.Use; until then every method returns [ErrNotRegistered]. It is safe for
+// concurrent use; the session that a method is given is the caller's, for one
+// goroutine at a time.
 //
-// The methods take the caller's context. A database that fails gives its own
-// error, wrapped, and never [ErrNoSession].
+// A database that fails gives its own error, wrapped, and never [ErrNoSession]; so
+// does a context that ends.
 type Plugin[T any] struct {
 	core *core
 	with bool     // made by With, for
@@ -96,8 +98,9 @@ type binding struct {
 var _ gorm.Plugin = (*Plugin[Base])(nil)
 
 // New makes the plugin for the session model T, which embeds [Session] or
-// [Base]. The Config is checked when it is registered with db.Use. A plugin is
-// for one *gorm.DB, and each T has one plugin there.
+// [Base]. (P follows from T: write New[UserSession](config).) The Config is checked
+// when the plugin is registered with db.Use. A plugin is for one *gorm.DB, and each T
+// has one plugin there.
 func New[T any, P interface {
 	*T
 	Model
@@ -217,10 +220,12 @@ func registeredFor(db *gorm.DB, model reflect.Type) *binding {
 }
 
 // With returns the plugin inside the caller's transaction or session: all it
-// does then goes through tx, and conditions on tx limit it too. A transaction at
-// REPEATABLE READ, MySQL's default, reads sessions as they were when it first looked,
-// also one that was revoked meanwhile: authenticate before it. A tx that is nil,
+// does then goes through tx, and conditions on tx limit it too. A tx that is nil,
 // or of another *gorm.DB, makes every method return [ErrNotRegistered].
+//
+// Authenticate before a transaction at REPEATABLE READ, MySQL's default, not inside
+// one: it reads sessions as they were when it first looked, and so finds one that was
+// revoked meanwhile.
 func (p *Plugin[T]) With(tx *gorm.DB) *Plugin[T] {
 	return &Plugin[T]{core: p.core, with: true, tx: tx}
 }
@@ -301,8 +306,8 @@ const preparedTx = "gormsessions:prepared_tx" // what unprepared has taken off
 // the value is as it was. Inside a transaction of the caller's the token is
 // good once that commits.
 //
-// Errors: [ErrZeroOwner], [ErrWrongOwner], [ErrInvalidValue], and
-// [ErrUnsafeCreate] for a value that was created before.
+// Errors: [ErrZeroOwner], [ErrWrongOwner], [ErrInvalidValue], [ErrTooManySessions]
+// with Config.MaxPerOwner, and [ErrUnsafeCreate] for a value that was created before.
 func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 	c, err := p.begin(ctx)
 	if err != nil {
@@ -332,18 +337,24 @@ func (p *Plugin[T]) Create(ctx context.Context, session *T) error {
 
 // Authenticate returns the active session of a token, or [ErrNoSession]. It
 // looks it up by its digest, in one query, with [WithOwner] the owner's row
-// included. When it is due (on the first use, and see Config.TouchInterval) a
-// second, guarded statement extends the session and notes its use; the session is
-// returned as it then is. So is one that was found by a hasher other than the first, and it
-// then gets the first one's digest.
+// included.
+//
+// A second, guarded statement extends the session and notes its use, when that is
+// due: on the first use, and then as Config.TouchInterval says. It also runs for a
+// session that was found by a hasher other than the first, which then gets the first
+// one's digest. The session is returned as it then is.
+//
+// A token that [Plugin.Rotate] has replaced finds the session during
+// Config.RotationGrace. After that it is [ErrReused], which matches ErrNoSession, and
+// the session is revoked.
 //
 // Scopes limit further: a session that they leave out is no session. A token
 // that is not of the plugin's format costs no query. Scopes cannot choose columns
 // (Select, Omit): what is not read cannot be judged.
 //
 // An extension that fails, on a read-only database say, is logged by GORM's
-// logger and does not refuse a session that still reads as active. Inside the
-// caller's transaction it is an error, for it ends the transaction on
+// logger, and a session that still reads as active is returned all the same. Inside
+// the caller's transaction it is an error, since it ends the transaction on
 // PostgreSQL; in a read-only one call Lookup.
 func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Scope) (*T, error) {
 	if session := p.cached(ctx, token, scopes, true); session != nil {
@@ -390,8 +401,8 @@ func (p *Plugin[T]) Authenticate(ctx context.Context, token string, scopes ...Sc
 	return session, nil
 }
 
-// Lookup is Authenticate without any write: a token that was rotated away and has
-// had its grace is [ErrReused], but its session is not revoked.
+// Lookup is Authenticate without any write: it extends nothing, and where it returns
+// [ErrReused] it has not revoked the session.
 func (p *Plugin[T]) Lookup(ctx context.Context, token string, scopes ...Scope) (*T, error) {
 	if session := p.cached(ctx, token, scopes, false); session != nil {
 		return session, nil
@@ -562,10 +573,10 @@ func (p *Plugin[T]) Count(ctx context.Context, scopes ...Scope) (int64, error) {
 	return n, wrap("count", err)
 }
 
-// Extend pushes the session's expiry now, as a use does, whatever the
-// TouchInterval: to now + IdleTimeout, never past its Deadline, never back. A
-// fixed expiry stays. The value then has the times that are stored.
-// [ErrNoSession] if the session has ended.
+// Extend pushes the session's expiry now, as a use does, without waiting for the
+// TouchInterval: to now + IdleTimeout, but never past its Deadline, and never back. A
+// fixed expiry stays; the use is noted all the same. The value then has the times that
+// are stored. [ErrNoSession] if the session has ended.
 func (p *Plugin[T]) Extend(ctx context.Context, session *T) error {
 	return p.rewrite(ctx, "extend", session, func(c call, row *T, now time.Time) (bool, error) {
 		base := sessionIn(row)
@@ -581,10 +592,13 @@ func (p *Plugin[T]) Extend(ctx context.Context, session *T) error {
 }
 
 // SetExpiry sets when the session expires; nil: never. From then on the expiry
-// is fixed (IdleTimeout is 0): no use moves it. It is never past the session's
-// Deadline, which is taken in its place. A time that has come ends the session;
-// one in the future revalidates an expired session, but never a revoked one,
-// which is [ErrNoSession].
+// is fixed (IdleTimeout is 0): no use moves it. Where it would be past the session's
+// Deadline, the Deadline is taken in its place. A time that has come ends the session;
+// one in the future makes an expired session valid again, but never a revoked one.
+//
+// A session that is made valid again counts as a new one for Config.MaxPerOwner: others
+// make room for it, or it is refused with [ErrTooManySessions]. [ErrNoSession] if the
+// session is revoked or gone.
 func (p *Plugin[T]) SetExpiry(ctx context.Context, session *T, expiresAt *time.Time) error {
 	expiry, err := storedTime("expiresAt", expiresAt)
 	if err != nil {
@@ -664,12 +678,12 @@ func (p *Plugin[T]) rewrite(ctx context.Context, op string, session *T, write fu
 }
 
 // Revoke ends the sessions that the scopes limit to, at once and for good, and
-// returns how many it ended, expired and soft-deleted ones among them; one that
-// was revoked before keeps its time and reason. The reason is for people and
-// logs, at most 255 characters.
+// returns how many it ended, expired and soft-deleted ones among them. One that was
+// revoked before is not counted, and keeps its time and reason. The reason is for
+// people and logs; more than 255 characters are [ErrInvalidValue].
 //
-// Scopes that limit nothing, or only by Except, are [ErrNoScope]. Joins
-// (WithOwner is one), limits and other tables cannot be used here.
+// Scopes that limit nothing, or only by Except, are [ErrNoScope]. Joins (WithOwner is
+// one), limits and other tables are [ErrInvalidValue] here.
 func (p *Plugin[T]) Revoke(ctx context.Context, reason string, scopes ...Scope) (int64, error) {
 	c, err := p.begin(ctx)
 	if err != nil {

@@ -36,17 +36,16 @@ const (
 )
 
 // Prune deletes the sessions that ended longer than Config.Retention ago, by
-// their expiry or by being revoked, the soft-deleted among them, with their
-// retired tokens, and returns how many. What was soft-deleted longer ago goes too
-// where the model has an indexed column for that. It works in short batches with
-// pauses between them, beside the sign-ins of a busy application; on several nodes at
-// once, they share the work or leave it to each other. The application's own hooks
-// are not run.
+// their expiry or by being revoked, with their retired tokens, and returns how many.
+// Those that were soft-deleted so long ago go too, if the model has an indexed column
+// for that. The application's own hooks are not run.
 //
-// If the database fails, or ctx ends, it returns the error with the number that
-// was deleted; call it again. [Plugin.RunPruner] does. A session that cannot be
-// deleted, because another table refers to it, is an error too, and stays; the
-// others go.
+// It works in short batches with pauses between them, beside the sign-ins of a busy
+// application. On several nodes at once, they share the work or leave it to each other.
+//
+// If the database fails, or ctx ends, it returns the error with the number that was
+// deleted: call it again, as [Plugin.RunPruner] does. A session that cannot be deleted,
+// because another table refers to it, is an error too, and stays; the others go.
 func (p *Plugin[T]) Prune(ctx context.Context) (int64, error) {
 	c, err := p.begin(ctx)
 	if err != nil {
@@ -69,8 +68,8 @@ func (p *Plugin[T]) Prune(ctx context.Context) (int64, error) {
 	return pruner.total, wrap("prune", err)
 }
 
-// RunPruner calls Prune now, and then again and again with so long between two,
-// until ctx ends; then it returns nil. Run it in a goroutine of its own, on one
+// RunPruner calls Prune now, and then again after each interval, until ctx ends; then
+// it returns nil. Run it in a goroutine of its own, on one
 // node or on all. A database that fails does not end it: the error is logged by
 // GORM's logger, and it tries again after a second, two, four, up to the interval.
 //

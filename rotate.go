@@ -18,21 +18,21 @@ import (
 // session; so its return is told from a guess.
 
 // Rotate gives the session a new Token, which the value then has, the only copy.
-// The token before it works for Config.RotationGrace, counted from this call, for
-// the requests that the client had under way; from then on the use of any earlier one is taken for
-// theft: Authenticate revokes the session and returns [ErrReused]. (RFC 9700,
-// 4.14.2; OWASP ASVS 7.2.4.) A token that was imported becomes one of the
-// plugin's own format.
+// The token before it still works for Config.RotationGrace, counted from this call,
+// for the requests that the client had under way. After that the use of any earlier
+// token is taken for theft: Authenticate revokes the session and returns [ErrReused]
+// (RFC 9700, 4.14.2; OWASP ASVS 7.2.4). A token that was imported is replaced by one
+// of the plugin's own format.
 //
-// Rotate it when the person gains rights, and at each use of a refresh token. It
-// extends nothing: Authenticate has done that.
+// Rotate when the person gains rights, and at each use of a refresh token. It extends
+// nothing: Authenticate has done that.
 //
-// Of several calls at once one wins, and the others get [ErrRotated]; so does one
-// whose value was found by a token that was rotated away before, or loaded before
-// another hasher's digest took the place of its own. Ask for it before
-// [ErrNoSession], which it matches: the client is signed in. A client that lost the
-// winner's answer has the grace to go on, and must then sign in again: the token in
-// it is stored nowhere, and to make another would leave a thief with one.
+// Of several calls at once one wins, and the others get [ErrRotated]. So does a call
+// whose value was found by an earlier token, or was loaded before Authenticate gave
+// the session another hasher's digest. Check for it before [ErrNoSession], which it
+// matches: this client is signed in. A client that never got the winner's answer can
+// go on for the grace, and must then sign in again: its new token is stored nowhere,
+// and to make one more would let a thief have one.
 //
 // [ErrNoSession] if the session has ended. Inside a transaction of the caller's
 // the new token is good once that commits; after a rollback drop the value.
@@ -43,7 +43,8 @@ func (p *Plugin[T]) Rotate(ctx context.Context, session *T) error {
 // Reauthenticate notes that the person has proved again who they are, and
 // rotates, as OWASP asks (ASVS 7.2.4): AuthenticatedAt is now, and the session
 // has a new Token. Call it after the proof, before a dangerous action; IsFresh
-// tells whether there was one lately (not to who still has the token before). Errors are those of [Plugin.Rotate].
+// tells whether there was one lately. Who comes with the token before, in its grace,
+// has the AuthenticatedAt of before. Errors are those of [Plugin.Rotate].
 func (p *Plugin[T]) Reauthenticate(ctx context.Context, session *T) error {
 	return p.rotate(ctx, "reauthenticate", session, true)
 }
