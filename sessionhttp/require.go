@@ -22,9 +22,9 @@ func (web *Web[T]) Require(next http.Handler) http.Handler { return alone(web).R
 //
 //	mux.Handle("POST /posts", api.RequireAbility("posts:write")(createPost))
 //
-// It panics where no session could ever pass, for it is called when the program
-// sets up its routes: T does not have one field of type gormsessions.Abilities, or
-// the ability is malformed.
+// It is called when the program sets up its routes, and panics there if no session could
+// ever pass: if T has no field of type gormsessions.Abilities, or several, or if the
+// ability is malformed.
 func (web *Web[T]) RequireAbility(ability string) func(http.Handler) http.Handler {
 	return alone(web).RequireAbility(ability)
 }
@@ -39,8 +39,8 @@ func (web *Web[T]) RequireAbility(ability string) func(http.Handler) http.Handle
 //   - [gormsessions.ErrRotated], from Rotate: 409, to be tried again;
 //   - a failure: 503. OnError is told of it, and the cookie stays.
 //
-// To a bearer token that is unknown, expired or revoked it says invalid_token, all
-// the same; to a malformed one invalid_request.
+// A bearer token that is unknown, expired or revoked gets the error invalid_token, all
+// the same; a malformed one invalid_request.
 func (web *Web[T]) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	refuse(w, r, err, []*front{&web.front})
 }
@@ -58,9 +58,9 @@ type Member interface {
 	granted(r *http.Request) (gormsessions.Abilities, error)
 }
 
-// Any accepts the sessions of several Webs, as a cookie for pages and a key for
-// the API. A request that brings credentials for two of them is refused, two cookies
-// of different names too. Handlers tell by FromContext which kind it is.
+// Any accepts the sessions of several Webs: a cookie or an API key, say. A request that
+// brings credentials for two of them is refused, also if they are two cookies of
+// different names. Handlers learn by FromContext of which kind the session is.
 //
 // Two Webs of the same T are an error: give one Web several Sources.
 func Any(members ...Member) (*Group, error) {

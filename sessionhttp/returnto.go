@@ -17,8 +17,8 @@ const returnTo = "return_to"
 //
 //	http.Redirect(w, r, sessionhttp.ReturnTo(r), http.StatusSeeOther)
 //
-// The form on the sign-in page must send the parameter on: with an empty action it
-// goes to the page's own URL, or put it into a hidden field.
+// The form on the sign-in page must send the parameter on. One without an action does,
+// since it goes to the page's own URL; otherwise put it into a hidden field.
 func ReturnTo(r *http.Request) string {
 	if to := r.FormValue(returnTo); isLocal(to) {
 		return to

@@ -11,7 +11,7 @@
 //	err = web.Reauthenticate(w, r, s) // after a new proof: the same session, a new token
 //
 //	s, ok := sessionhttp.FromContext[UserSession](r.Context())
-//	s, err := sessionhttp.Load[UserSession](r.Context()) // tells a failure from nobody
+//	s, err := sessionhttp.Load[UserSession](r.Context()) // tells "not signed in" from a failure
 //
 // It needs nothing but net/http. Under a framework, wrap the whole router in
 // [Web.Handler], or call [Web.Check] in a middleware of the framework's own.
@@ -44,45 +44,46 @@ type Config struct {
 
 	// Scopes are passed to Authenticate: WithOwner loads the owner in the same
 	// query and leaves out those who are soft-deleted. A session that they leave
-	// out is no session here, and a 401 deletes its cookie: for a part of the
-	// site that is for some people only, check that in its handlers, not by the
-	// scopes of another Web. Default: none.
+	// out is no session here, and the 401 deletes its cookie. So do not use them to
+	// keep some people out of a part of the site: its handlers do that. Default:
+	// none.
 	Scopes []gormsessions.Scope
 
-	// SignInURL is the path of the page where people sign in. Require sends
-	// there who opens a page in a browser or sends a form, with the way back for
-	// [ReturnTo]: to that page, or to the one with the form. Default: none,
-	// Require answers 401 to everybody.
+	// SignInURL is the path of the page where people sign in. Require redirects
+	// there when a browser opens a page or sends a form, and adds the way back for
+	// [ReturnTo]: the page, or the one that the form is on. Default: none, Require
+	// answers 401 to everybody.
 	SignInURL string
 
 	// Realm names what is protected in the WWW-Authenticate header of a 401.
 	// Default: "sessions".
 	Realm string
 
-	// OnError is told of failures, of the database above all, with the details
-	// that the client is not given; once for each request, and not where the
-	// client has gone. It may be called from several goroutines. Default: an
-	// error in the log of log/slog.
+	// OnError is told of failures, mostly the database's, with the details that the
+	// client is not given: once for each request, and not if the client has gone. It
+	// may be called from several goroutines. Default: they are logged by
+	// [slog.ErrorContext].
 	OnError func(*http.Request, error)
 
-	// Now is the clock that says whether a session was extended just now, so
-	// that its cookie has to be renewed. Set it where gorm.Config.NowFunc is
-	// set to a clock of its own. Default: time.Now.
+	// Now is the clock that says whether a session was extended just now, so that
+	// its cookie has to be renewed. If gorm.Config.NowFunc is set, set this to the
+	// same. Default: time.Now.
 	Now func() time.Time
 }
 
 // These are the errors that callers tell apart, beside those of gormsessions.
 var (
-	// ErrBadRequest: the request brings two different credentials, two cookies
-	// of the name that differ, or a malformed bearer token. It matches
-	// gormsessions.ErrNoSession: whoever asks only for that need not know it.
-	// From Check and Load; from SignIn and SignOut for more than eight of them.
+	// ErrBadRequest: the request brings two different credentials, two cookies of
+	// the name that differ, or a malformed bearer token. It matches
+	// gormsessions.ErrNoSession, so that code which checks for that is right without
+	// it. From Check and Load; from SignIn and SignOut only for more than eight
+	// credentials.
 	ErrBadRequest error = badRequest{}
 
-	// ErrWritten: the response was written before, so it cannot carry the
-	// cookie; nothing was done. From SignIn, Rotate and Reauthenticate, where it
-	// can be told: under Handler or Require, and for a ResponseWriter with a
-	// method Written, as gin's.
+	// ErrWritten: the response was already written, so it cannot carry the cookie;
+	// nothing was done. From SignIn, Rotate and Reauthenticate, as far as they can
+	// know: under Handler or Require, and for a ResponseWriter with a method Written,
+	// such as gin's.
 	ErrWritten = errors.New("sessionhttp: the response was already written: call this before")
 
 	errNotHandled = errors.New("sessionhttp: the request did not come through Handler, Require or NewContext")
@@ -197,10 +198,10 @@ func newFront(c Config) (front, error) {
 // failure: that is not "not signed in". [Web.Refuse] answers all three.
 //
 // Under Handler and Require it shares their one query. Elsewhere each call runs
-// its own, and the headers of the response (Cache-Control: no-store, Vary) are the
-// caller's; nor is a cookie renewed there, which then ends at the time that the
-// session had at its sign-in. It reads no more of a request than its headers and
-// context.
+// its own, and the caller sets the headers of the response (Cache-Control: no-store,
+// Vary). Nor is a cookie renewed there: it ends at the expiry that the session had at
+// sign-in, however often it was extended. Check reads no more of a request than its
+// headers and context.
 func (web *Web[T]) Check(r *http.Request) (*T, error) {
 	if v := visitOf(r, web); v != nil {
 		return v.load()
@@ -219,14 +220,15 @@ func (web *Web[T]) authenticate(r *http.Request) (*T, error) {
 // SignIn creates the session, after the person has proved who they are, and puts
 // it into the cookie. It is always a new one: a session that has an ID or a Token
 // already is [gormsessions.ErrUnsafeCreate]. The sessions that the client brought
-// are revoked first, with the reason "signed in again". From then on FromContext gives the new one.
+// are revoked first, with the reason "signed in again". From then on FromContext gives
+// the new one.
 //
 // The cookie lives as long as the session, at most the 400 days that browsers
 // allow, or until the browser is closed: see [Rememberer].
 //
 // Errors: those of [gormsessions.Plugin.Create], [ErrWritten], [ErrBadRequest], and
-// failures. The new session is not made then, nor its cookie; who was signed in
-// before may still be.
+// failures. Then there is no new session and no new cookie; the sessions that the client
+// brought may have been revoked already, or not.
 func (web *Web[T]) SignIn(w http.ResponseWriter, r *http.Request, session *T) error {
 	switch {
 	case web.cookie == nil:
@@ -257,10 +259,10 @@ func (web *Web[T]) SignIn(w http.ResponseWriter, r *http.Request, session *T) er
 // little longer, for requests that are under way. A client that sent it in a
 // header has to be told the new one, session.Token.
 //
-// Errors: [gormsessions.ErrRotated] where another request was first, whose answer
-// carries the new cookie; [gormsessions.ErrNoSession] if the session has ended or
-// the request brings none; [ErrWritten]; and failures, a session that is not the
-// request's among them. The cookie stays as it is then.
+// Errors: [gormsessions.ErrRotated] if another request was first (its answer carries
+// the new cookie); [gormsessions.ErrNoSession] if the session has ended, or the request
+// brings none; [ErrWritten]; and failures, among them a session that is not the
+// request's. The cookie then stays as it is.
 func (web *Web[T]) Rotate(w http.ResponseWriter, r *http.Request, session *T) error {
 	return web.rotate(w, r, session, "rotate", web.sessions.Rotate)
 }
@@ -304,9 +306,9 @@ func (web *Web[T]) rotate(w http.ResponseWriter, r *http.Request, session *T, op
 }
 
 // SignOut revokes the sessions that the client brought, with the reason "signed
-// out", and deletes the cookie.
-// It does so before it returns, and so before the response is written, and also
-// where the client has gone meanwhile. Signing out twice is as once.
+// out", and deletes the cookie. It has done so when it returns, before the response is
+// written, and does it also when the client has gone meanwhile (for at most 10 seconds).
+// To sign out twice does no harm.
 //
 // An error is a failure of the database, or [ErrBadRequest]: the person may still be
 // signed in then, and keeps the cookie. Say so, and let them try again.

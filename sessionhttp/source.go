@@ -31,12 +31,12 @@ const DefaultCookieName = "__Host-session"
 
 // Cookie is the source for browsers. It is always HttpOnly. Its zero value is the
 // safest; the other fields are for sites that need something else. Change Name
-// together with Path or Domain: browsers would else send the old cookie beside
-// the new one, and two that differ are refused.
+// together with Path or Domain: otherwise browsers send the old cookie beside the
+// new one, and two that differ are refused.
 //
-// Browsers take a Secure cookie from http://localhost too (Safari does not), so
-// local development needs no TLS. For other addresses without TLS set Name and
-// Insecure.
+// Browsers take a Secure cookie from http://localhost too, so local development needs
+// no TLS; only Safari does not. There, and for other addresses without TLS, set Name
+// and Insecure.
 type Cookie struct {
 	// Name of the cookie. Default: DefaultCookieName.
 	Name string
@@ -50,8 +50,8 @@ type Cookie struct {
 	// one. Not with the prefix __Host-. Default: none, this host alone.
 	Domain string
 
-	// SameSite says which requests that other sites start carry the cookie: with
-	// Lax following a link, with Strict none, with None all. Default:
+	// SameSite says which of the requests that other sites start carry the cookie:
+	// Lax those that follow a link, Strict none, None all. Default:
 	// http.SameSiteLaxMode.
 	SameSite http.SameSite
 
@@ -142,7 +142,7 @@ func (c Cookie) tokens(r *http.Request) ([]string, error) {
 }
 
 // Bearer is the source for API clients: Authorization: Bearer, as in RFC 6750,
-// with its challenges. Other schemes are somebody else's, and no credential here.
+// with its challenges. An Authorization of another scheme (Basic, say) is ignored.
 func Bearer() Source { return bearer{} }
 
 type bearer struct{}

@@ -54,9 +54,9 @@ func (web *Web[T]) settle(r *http.Request, session *T, err error) {
 // Require. The first call of a request runs the query, further ones are plain
 // reads; they may come from several goroutines.
 //
-// It also reports false where the database failed, of which OnError is then told.
-// A page that must not take this for "not signed in" calls [Load], or stands
-// behind Require, where it cannot happen.
+// It also reports false when the database failed (OnError is told of that). A page
+// that must not take this for "not signed in" calls [Load]; behind Require it cannot
+// happen.
 //
 // Ask before the response is written. Afterwards the session is still the right
 // one, but the headers that forbid caches to keep the page cannot be sent any more,
@@ -66,7 +66,7 @@ func FromContext[T any](ctx context.Context) (*T, bool) {
 	return session, err == nil
 }
 
-// Load is FromContext that tells the three outcomes apart: the session,
+// Load is FromContext with the three outcomes told apart: the session,
 // [gormsessions.ErrNoSession] ([ErrBadRequest] is a case of it), or a failure, for
 // which [Web.Refuse] answers 503. A context that did not come through Handler,
 // Require or NewContext is a failure too.
@@ -77,23 +77,23 @@ func Load[T any](ctx context.Context) (*T, error) {
 	return nil, errNotHandled
 }
 
-// NewContext returns a context from which FromContext and Load give the session,
-// nil: none. It is for middleware of other frameworks that has called Check, and
-// for tests; Require and Check do not look at it.
+// NewContext returns a context from which FromContext and Load give the session; nil
+// means that there is none. It is for middleware of other frameworks that has called
+// Check, and for tests. Require and Check do not look at it.
 func NewContext[T any](ctx context.Context, session *T) context.Context {
 	v := &visit[T]{outer: innermost[T](ctx)}
 	v.set(session, nil)
 	return context.WithValue(ctx, contextKey[T]{}, v)
 }
 
-// Handler makes the session of a request available to next, with FromContext, Load
-// and Check. It is looked for when it is first asked for, once for each request: who
+// Handler makes the session of a request available to next, by FromContext, Load and
+// Check. It is looked up when it is first asked for, once for each request: a page that
 // never asks costs no query. Wrap the whole router in it.
 //
-// Where it was asked for, the response says Cache-Control: no-store and Vary. (A
-// Cache-Control of next's own that says private stays.) The cookie of a session
-// that was extended is renewed. For that next gets a ResponseWriter around the
-// original one: it is an http.Flusher and an http.Hijacker where that is one, and
+// If it was asked for, the response says Cache-Control: no-store and Vary (a
+// Cache-Control of next's own that says private stays), and the cookie of a session
+// that was extended is renewed. To do that, Handler gives next a ResponseWriter of its
+// own. It is an http.Flusher and an http.Hijacker if the original one is, and
 // http.ResponseController works with it.
 func (web *Web[T]) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
