@@ -19,15 +19,15 @@ import (
 // tests have one for Redis to start from. The methods are called from goroutines
 // of the cache's own, one for Listen and one for Publish.
 type Bus interface {
-	// Publish tells all nodes of rows that have changed; that this one is told as
-	// well does no harm. It ends when ctx does. What it could not tell it is given
-	// again, among others, until it returns nil.
+	// Publish tells all nodes of rows that have changed; to tell this one as well does
+	// no harm. It returns when ctx ends. After an error it is called again with the
+	// same tags, among others, until it returns nil.
 	Publish(ctx context.Context, tags []gormsessions.CacheTag) error
 
-	// Listen hears what is published, and tells it to, until ctx ends or
-	// something fails; then nothing of it is left running. It is called again
-	// after a pause: 50 ms at first, then twice as long each time, 5 seconds at
-	// most, and half of that at least.
+	// Listen passes on to the Listener what is published, until ctx ends or something
+	// fails. When it returns, nothing that it started is left running. It is called
+	// again after a pause: of 50 ms at first, then of twice as long each time, up to
+	// 5 seconds. (Each pause is shortened at random, to no less than half.)
 	Listen(ctx context.Context, to Listener) error
 }
 
@@ -47,11 +47,11 @@ type Listener interface {
 	// Heard says that rows have changed. In doubt, say [gormsessions.EveryTag].
 	Heard(tags ...gormsessions.CacheTag)
 
-	// Alive says that all that was published between the first call of Alive and
-	// sent has been heard: a message that the bus sent to itself at that time has
-	// come back, behind everything else. Before the first call the bus has to be
-	// subscribed; with it the cache starts, empty, and serves for a lease, counted
-	// from sent. Take sent from time.Now before the message is sent.
+	// Alive says that everything published until sent has been heard: a message that
+	// the bus sent to itself at that time has come back, behind everything else. Take
+	// sent from time.Now before the message is sent. Subscribe before the first call,
+	// with which the cache starts, empty. Each call lets it serve for a lease, counted
+	// from sent.
 	Alive(sent time.Time)
 
 	// Heartbeat is how often Alive is wanted: four times in [Config.Lease].

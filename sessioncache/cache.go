@@ -10,14 +10,13 @@
 //
 //   - On the same node: nothing. Once the call that changed it has returned, what
 //     was there before is not returned any more, and a query that began earlier
-//     cannot bring it back. (A view, a function, a trigger or a cascade from a third
-//     table writes what no statement names: that is as another process's.)
-//   - Between nodes on PostgreSQL, with package sessioncache/pgnotify: nothing that
-//     is older than the way of a notification, some milliseconds, whoever changed
-//     it: another node or psql. A node that does not hear PostgreSQL stops serving
-//     from its cache within [Config.Lease], 1 second, counted from its last proof
-//     that it does, and starts empty when it hears it again: a broken network costs
-//     speed only.
+//     cannot bring it back. (What a view, a function, a trigger or a cascade from a
+//     third table writes, no statement names: it counts as another process's.)
+//   - Between nodes on PostgreSQL, with package sessioncache/pgnotify: for as long as
+//     a notification takes, some milliseconds, whoever changed it: another node or
+//     psql. A node that no longer hears PostgreSQL stops serving from its cache within
+//     [Config.Lease], 1 second, counted from its last proof that it does, and starts
+//     empty when it hears it again: a broken network costs speed only.
 //   - Between nodes with another [Bus]: the same for what the nodes themselves
 //     change, while the bus loses nothing. What it loses, and what others write to
 //     the tables, is seen after [Config.TTL], 5 seconds, at the latest.
@@ -66,30 +65,31 @@ type Config struct {
 	// room for others. Default: 100,000.
 	MaxEntries int
 
-	// TTL is how long an entry is served, counted from before its query began:
-	// the limit of what can be stale where another process writes to the tables
-	// and no Bus tells. Default: 5 seconds; with a [DatabaseBus], which hears
-	// every change, 1 hour. gormsessions.Never, with a DatabaseBus, or where only
-	// this process ever writes, and no view, function, trigger or cascade from a
-	// third table does: entries stay until they are known to have changed.
+	// TTL is how long an entry is served, counted from before its query began. It
+	// limits how long an entry can be stale when another process has written to the
+	// tables and no Bus tells of it. Default: 5 seconds; with a [DatabaseBus], which
+	// hears every change, 1 hour. gormsessions.Never: entries stay until they are known
+	// to have changed. It is for use with a DatabaseBus, or where only this process ever
+	// writes, and no view, function, trigger or cascade from a third table does. Less
+	// than a millisecond is an error.
 	TTL time.Duration
 
-	// Bus tells the nodes of each other's changes. Each cache has one of its own.
-	// While it is not proven to work, the cache is bypassed: every session is
-	// asked for in the database. Default: none.
+	// Bus tells the nodes of each other's changes. Each cache needs one of its own.
+	// While it is not proven to work, the cache is bypassed: every session is asked
+	// for in the database. Default: none.
 	Bus Bus
 
-	// Lease is how long a proof that the Bus is heard holds, counted from when it
-	// was asked for: a node that the network cuts off, also one that notices
-	// nothing of it, serves nothing from its cache after that. It is proven four
-	// times in that time. Default: 1 second, a proof each 250 ms. Less than 20 ms
-	// or more than an hour is an error.
+	// Lease is how long a proof that the Bus is heard is good for, counted from when
+	// the proof was asked for. A node that the network cuts off, even if it notices
+	// nothing, serves nothing from its cache after that. A proof is asked for four
+	// times in a lease. Default: 1 second, and so a proof each 250 ms. Less than 20 ms
+	// or more than an hour is an error, and so is a Lease without a Bus.
 	Lease time.Duration
 
-	// PublishTimeout is how long a change on this node waits at most for the Bus
-	// to take it. It goes on being tried afterwards, without anybody waiting;
-	// other nodes may meanwhile serve what was before, up to TTL. A DatabaseBus
-	// is told by the database: nothing waits. Default: 250 ms.
+	// PublishTimeout is how long a change on this node waits at most for the Bus to
+	// take it. Afterwards that goes on being tried without anybody waiting, and other
+	// nodes may meanwhile serve what was before, up to TTL. With a DatabaseBus nothing
+	// waits: the database tells it. Default: 250 ms. One without a Bus is an error.
 	PublishTimeout time.Duration
 
 	// Logger is told when the Bus fails and when it works again. Default:
@@ -158,8 +158,9 @@ func (c Config) logger() *slog.Logger {
 	return c.Logger
 }
 
-// Cache is a [gormsessions.Cache] in this process's memory. It belongs to one
-// plugin, and is safe for concurrent use.
+// Cache is a [gormsessions.Cache] in this process's memory. Make it with [New], one for
+// each plugin. It is safe for concurrent use. Applications call Close and Stats; the
+// other methods are for the plugin.
 //
 // Freshness is a matter of counting. The clock counts changes; each tag has a slot
 // that holds what the clock said at its last change (tags that share a slot cost
@@ -242,7 +243,7 @@ const (
 	maxSlots = 1 << 20
 )
 
-// New makes a cache. It is an error of the Config otherwise.
+// New makes a cache. A Config that is wrong is an error, which names the field.
 func New(config Config) (*Cache, error) {
 	if err := config.validate(); err != nil {
 		return nil, err
@@ -272,7 +273,7 @@ func (c *Cache) Migrate(tx *gorm.DB, tables gormsessions.CacheTables) error {
 	return nil
 }
 
-// Drop removes it. For the plugin.
+// Drop removes what Migrate made. For the plugin.
 func (c *Cache) Drop(tx *gorm.DB, tables gormsessions.CacheTables) error {
 	if bus, ok := c.bus.(DatabaseBus); ok {
 		return bus.Drop(tx, tables)

@@ -21,9 +21,10 @@ import (
 	"github.com/gormsessions/gormsessions/sessionhttp"
 )
 
-// SignIn creates the session, unless it was created before, and puts its token on
-// the request: into the cookie sessionhttp.DefaultCookieName, or where carry puts
-// it, [Cookie], [Bearer] or [Header]. What fails ends the test.
+// SignIn creates the session and puts its token on the request: into the cookie
+// sessionhttp.DefaultCookieName, or where carry puts it, [Cookie], [Bearer] or [Header].
+// A session that was created before is not created again; it must be that very value,
+// which has the Token. What fails ends the test.
 func SignIn[T any](t testing.TB, sessions *gormsessions.Plugin[T], req *http.Request, session *T, carry ...Carrier) {
 	t.Helper()
 	base := any(session).(gormsessions.Model).SessionBase() // T of a Plugin is one
@@ -43,10 +44,10 @@ func SignIn[T any](t testing.TB, sessions *gormsessions.Plugin[T], req *http.Req
 	}
 }
 
-// Carrier puts a token on a request.
+// Carrier puts a token on a request: Bearer is one, and Cookie and Header make one.
 type Carrier func(req *http.Request, token string)
 
-// Cookie puts it into the cookie of that name, in place of one that is there.
+// Cookie puts the token into the cookie of that name, in place of one that is there.
 func Cookie(name string) Carrier {
 	return func(req *http.Request, token string) {
 		others := req.Cookies()
@@ -60,10 +61,10 @@ func Cookie(name string) Carrier {
 	}
 }
 
-// Bearer puts it into the Authorization header.
+// Bearer puts the token into the Authorization header.
 func Bearer(req *http.Request, token string) { req.Header.Set("Authorization", "Bearer "+token) }
 
-// Header puts it into the header of that name.
+// Header puts the token into the header of that name.
 func Header(name string) Carrier {
 	return func(req *http.Request, token string) { req.Header.Set(name, token) }
 }

@@ -17,7 +17,7 @@
 // Without proof the node serves nothing from its cache once the lease, 1 second, is
 // over: when the connection or the server is gone, when the network swallows what
 // is sent, when somebody has removed the triggers. It then connects anew, and
-// starts empty. Time during which the whole machine is suspended does not count.
+// starts empty. (While the whole machine is suspended, a lease does not run out.)
 //
 // Not noticed is what fires no trigger: DDL (a dropped partition, say), and
 // triggers that somebody disables and enables again between two proofs.
@@ -90,7 +90,8 @@ type Bus struct {
 
 var _ sessioncache.DatabaseBus = (*Bus)(nil)
 
-// New makes a Bus.
+// New makes a Bus. A Config that is wrong, and a database that is not PostgreSQL, are
+// errors when the plugin is registered.
 func New(config Config) *Bus { return &Bus{config: config} }
 
 const (

@@ -237,7 +237,7 @@ func (b *Bus) Migrate(tx *gorm.DB, tables gormsessions.CacheTables) error {
 	})
 }
 
-// Drop removes them: both tables are as they were before. For the cache; the
+// Drop removes the triggers: both tables are as they were before. For the cache; the
 // plugin's Drop calls it.
 func (b *Bus) Drop(tx *gorm.DB, tables gormsessions.CacheTables) error {
 	return exclusively(tx, func(tx *gorm.DB) error {
