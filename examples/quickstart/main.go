@@ -5,6 +5,9 @@
 //	go run ./examples/quickstart
 //	go run ./examples/quickstart -dsn app.db
 //	go run ./examples/quickstart -dsn postgres://user:password@localhost/app
+//
+// In a database of yours it makes two users and their sessions, in tables that begin
+// with quickstart_, and leaves them there.
 package main
 
 import (

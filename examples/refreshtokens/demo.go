@@ -106,7 +106,7 @@ func (d *demonstration) play(ctx context.Context, url string) error {
 		return err
 	}
 
-	d.step("An access token that is out lives on, but not where the session is asked for")
+	d.step("An access token that was handed out is good until it expires, except where the service also asks for the session")
 	if err := d.expect(ctx, "GET /me", third.Access, nil, http.StatusOK, "until it expires"); err != nil {
 		return err
 	}
