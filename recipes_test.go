@@ -190,7 +190,9 @@ func Example_passwordChange() {
 		return logins.With(tx).Reauthenticate(ctx, &current)
 	})
 	panicIf(err)
-	token := string(current.Token) // committed: into the cookie with it
+	// Committed: the new token goes into the cookie. (Behind sessionhttp leave
+	// Reauthenticate out of the transaction, and call Web.Reauthenticate after it.)
+	token := string(current.Token)
 
 	_, err = logins.Authenticate(ctx, token)
 	fmt.Println("this device:", err)

@@ -25,7 +25,9 @@ import (
 // of the plugin's own format.
 //
 // Rotate when the person gains rights, and at each use of a refresh token. It extends
-// nothing: Authenticate has done that.
+// nothing: Authenticate has done that. Send the new token to the client: one that goes
+// on with the token before ends its own session after the grace. (Behind package
+// sessionhttp call its Web.Rotate or Web.Reauthenticate, which set the cookie too.)
 //
 // Of several calls at once one wins, and the others get [ErrRotated]. So does a call
 // whose value was found by an earlier token, or was loaded before Authenticate gave

@@ -257,7 +257,8 @@ func (web *Web[T]) SignIn(w http.ResponseWriter, r *http.Request, session *T) er
 // Rotate gives the request's session a new token, by [gormsessions.Plugin.Rotate],
 // and the cookie too: do it when the person gains rights. The token before works a
 // little longer, for requests that are under way. A client that sent it in a
-// header has to be told the new one, session.Token.
+// header has to be told the new one, session.Token. Like SignIn, it takes no part in a
+// transaction of yours: call it before that, or once it is committed.
 //
 // Errors: [gormsessions.ErrRotated] if another request was first (its answer carries
 // the new cookie); [gormsessions.ErrNoSession] if the session has ended, or the request
