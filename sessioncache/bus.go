@@ -47,11 +47,11 @@ type Listener interface {
 	// Heard says that rows have changed. In doubt, say [gormsessions.EveryTag].
 	Heard(tags ...gormsessions.CacheTag)
 
-	// Alive says that everything published until sent has been heard: a message that
-	// the bus sent to itself at that time has come back, behind everything else. Take
-	// sent from time.Now before the message is sent. Subscribe before the first call,
-	// with which the cache starts, empty. Each call lets it serve for a lease, counted
-	// from sent.
+	// Alive says that everything published since the first call of Alive, and until
+	// sent, has been heard: a message that the bus sent to itself at that time has come
+	// back, behind everything else. Take sent from time.Now before the message is sent.
+	// Subscribe before the first call, with which the cache starts, empty. Each call
+	// lets it serve for a lease, counted from sent.
 	Alive(sent time.Time)
 
 	// Heartbeat is how often Alive is wanted: four times in [Config.Lease].
