@@ -33,9 +33,10 @@ type Fields map[string]any
 // or column names of the model's columns. A value must fit the field's type: a number
 // must convert without loss, and text stands for types that parse it. nil matches
 // NULL, and a slice any of its values. Several fields must all match; no fields at all
-// match every session. Token digests and JSON columns cannot be asked for (for JSON
-// there is datatypes.JSONQuery). Text compares as the column's collation says: MySQL's
-// default takes Bob and bob for the same.
+// match every session. An empty slice matches none. TokenDigest, Data and fields with a
+// serializer cannot be asked for; for what is in JSON there is datatypes.JSONQuery. Text
+// compares as the column's collation says: MySQL's default takes Bob and bob for the
+// same.
 //
 // It is safe to fill from a request: an unknown name is [ErrUnknownField], a value of
 // another type [ErrInvalidValue], and neither ever becomes SQL.
