@@ -23,7 +23,7 @@ const (
 	// The size of the batches is such that one takes about this long, far less
 	// than the tenth of a second that nobody should have to wait for.
 	batchTime = 1 * time.Millisecond
-	// Between two batches the others have their turn, for as long as the batch
+	// Between two batches the others have their turn, for twice as long as the batch
 	// took and at least for this.
 	minPause = 5 * time.Millisecond
 
