@@ -203,8 +203,9 @@ func (b *binding) restore(db *gorm.DB, list []snapshot) {
 	}
 }
 
-// around is a statement that may create sessions by its model's associations. When it fails after they were stored, as by a hook of the owner's,
-// they are rolled back with it.
+// around is a statement that may create sessions by its model's associations. When it
+// fails after they were stored, as by a hook of the owner's, they are rolled back with
+// it.
 type around struct {
 	stmt *gorm.Statement
 	list []snapshot
